@@ -1,0 +1,93 @@
+"""The whole HTTP application: ``/publish`` as plain ASGI beside FastAPI, one OpenAPI document for both."""
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from sekali import __version__
+from sekali.api import models
+from sekali.api.body import Disconnected, Receive, Scope, Send
+from sekali.api.problems import Answer, Kind, Problem, problem_of
+from sekali.api.publish import Publish
+from sekali.api.read import Reading, StreamCut
+from sekali.errors import SekaliError
+
+_DESCRIPTION = "Publish the same event as often as you like: it is stored once, and you are told so."
+
+log = structlog.get_logger("sekali.api")
+
+
+class Api:
+    """The ASGI application. It is true to its OpenAPI document for every route."""
+
+    def __init__(self, publish: Publish, reading: Reading) -> None:
+        self._publish = publish
+        self._app = _reading_app(reading)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/publish":
+            await self._publish(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except (StreamCut, Disconnected) as error:
+            log.info("stream cut", reason=str(error) or "the client left")
+            raise
+
+
+def _reading_app(reading: Reading) -> FastAPI:
+    app = FastAPIOffline(
+        title="Sekali",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+        static_url="/docs/static",
+    )
+    app.include_router(reading.router)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            document["paths"] = {"/publish": models.publish_path(), **document["paths"]}
+            schemas = document["components"]["schemas"]
+            for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; ours are problem documents
+                schemas.pop(name, None)
+            schemas.update(models.extra_schemas())
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.exception_handler(SekaliError)
+    async def ours(_: Request, error: SekaliError) -> Response:
+        return _response(problem_of(error).answer())
+
+    @app.exception_handler(RequestValidationError)
+    async def parameters(_: Request, error: RequestValidationError) -> Response:
+        places = [{"parameter": str(found["loc"][-1]), "detail": str(found["msg"])} for found in error.errors()]
+        detail = "; ".join(f"{place['parameter']}: {place['detail']}" for place in places)
+        return _response(Problem(Kind.INVALID_QUERY, detail, errors=places).answer())
+
+    @app.exception_handler(HTTPException)
+    async def routing(request: Request, error: HTTPException) -> Response:
+        kind = Kind.METHOD if error.status_code == 405 else Kind.NOT_FOUND
+        headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+        return _response(Problem(kind, f"{request.method} {request.url.path}", headers=headers).answer())
+
+    @app.exception_handler(Exception)
+    async def defect(_: Request, error: Exception) -> Response:
+        return _response(Problem(Kind.INTERNAL, repr(error)).answer())
+
+    return app
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, {name.decode(): value.decode() for name, value in answer.headers})

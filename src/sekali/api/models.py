@@ -1,0 +1,316 @@
+"""The shapes of requests and answers, for the OpenAPI document only: nothing is checked or built with them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.json_schema import models_json_schema
+
+from sekali.api.problems import Kind
+
+_TOPIC = Field(max_length=255, examples=["app/prod/api"])
+_EVENT_ID = Field(max_length=512, examples=["0193b5a2-7c1e-7cc3-98c4-dc0c0c07398f"])
+_SOURCE = Field(max_length=255, examples=["host-1"])
+
+
+class EventIn(BaseModel):
+    """An event to publish. The server's own fields are accepted and ignored, so that an export can be published."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    topic: str = _TOPIC
+    event_id: str = _EVENT_ID
+    timestamp: str = Field(description="RFC 3339; without a zone it is UTC.", examples=["2026-11-23T10:15:30.123Z"])
+    payload: JsonValue = Field(description="Any JSON value, at most 64 levels deep.")
+    source: str | None = Field("", max_length=255)
+    source_seq: int | None = Field(None, description="The publisher's own counter.", ge=-(2**63), le=2**63 - 1)
+    seq: Any = Field(None, description="Ignored.")
+    processed_at: Any = Field(None, description="Ignored.")
+    duplicates: Any = Field(None, description="Ignored.")
+    last_duplicate_at: Any = Field(None, description="Ignored.")
+
+
+class Result(BaseModel):
+    """The verdict on one item."""
+
+    outcome: Literal["stored", "duplicate", "conflict", "invalid"]
+    seq: int = Field(None, description="Place in the log; of the first for a duplicate or conflict.")  # type: ignore[assignment]
+    error: str = Field(None, description="What to change about an invalid item.")  # type: ignore[assignment]
+
+
+class Counts(BaseModel):
+    """How many items got which verdict. ``received`` is without the invalid ones."""
+
+    received: int
+    stored: int
+    duplicate: int
+    conflict: int
+    invalid: int
+
+
+class Verdicts(Counts):
+    """The answer to a publisher, sent after the commit. ``results`` are in the order sent."""
+
+    results: list[Result] = Field(default_factory=list, description="Absent with `Prefer: return=minimal`.")
+
+
+class Accepted(BaseModel):
+    """The answer with ``Prefer: respond-async``. It is no acknowledgement: a crash may lose the events."""
+
+    received: int
+    accepted: int
+    invalid: int
+
+
+class Place(BaseModel):
+    """Where a fault is: a JSON pointer into the document, or the name of a parameter."""
+
+    detail: str
+    pointer: str = Field(None, examples=["#/3/timestamp"])  # type: ignore[assignment]
+    parameter: str = Field(None)  # type: ignore[assignment]
+
+
+class Problem(BaseModel):
+    """RFC 9457. For a publish request it also holds the counts and the results."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:sekali:problem:queue-full"])
+    title: str
+    status: int
+    detail: str
+    errors: list[Place] = Field(default_factory=list)
+
+
+class Event(BaseModel):
+    """A stored event. ``duplicates`` and ``last_duplicate_at`` are there where it was sent again."""
+
+    topic: str
+    event_id: str
+    timestamp: str
+    source: str
+    source_seq: int = Field(None)  # type: ignore[assignment]
+    payload: JsonValue
+    processed_at: str
+    seq: int
+    duplicates: int = Field(None)  # type: ignore[assignment]
+    last_duplicate_at: str = Field(None)  # type: ignore[assignment]
+
+
+class UnreadableEvent(BaseModel):
+    """A row that cannot be read back."""
+
+    seq: int
+    error: str
+
+
+class Topic(BaseModel):
+    """What a topic holds."""
+
+    topic: str
+    stored: int
+    duplicates: int
+    conflicts: int
+    first_seq: int
+    last_seq: int
+    last_event_time: str
+
+
+class Conflict(BaseModel):
+    """A variant refused because its identity was taken. ``seq`` is that of the event that stays."""
+
+    topic: str
+    event_id: str
+    seq: int
+    source: str
+    payload: JsonValue
+    count: int
+    first_at: str
+    last_at: str
+
+
+class Question(BaseModel):
+    """Which of these ids does the topic not hold?"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    topic: str = _TOPIC
+    event_ids: list[str]
+
+
+class Missing(BaseModel):
+    """The ids that are not stored, in the order asked."""
+
+    missing: list[str]
+
+
+class Health(BaseModel):
+    """The server can commit."""
+
+    ok: Literal[True]
+    uptime_seconds: float
+
+
+class Latency(BaseModel):
+    """Milliseconds from a request read to its commit, over the newest requests; null before the first."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Lifetime(BaseModel):
+    """Counts of all time, committed with the events."""
+
+    received: int
+    stored: int
+    duplicate: int
+    conflict: int
+
+
+class Stats(BaseModel):
+    """The figures of this process and, where it says so, of all time."""
+
+    received: int = Field(description="Since the process started: stored + duplicate + conflict.")
+    unique_processed: int = Field(description="Events stored, of all time.")
+    duplicate_dropped: int = Field(description="Since the process started: duplicate + conflict.")
+    topics: list[str] = Field(description="Of all time, by name, at most 1,000.")
+    topics_count: int
+    uptime_seconds: float
+    queue_depth: int = Field(description="Events accepted and not yet answered.")
+    workers: int
+    db_path: str
+    conflicts: int = Field(description="Since the process started.")
+    invalid: int = Field(description="Items that were not events, since the process started.")
+    duplicate_rate: float = Field(description="duplicate_dropped / received.")
+    throughput: float = Field(description="Events per second over the last minute.")
+    latency_ms: Latency
+    freshness_seconds: float = Field(description="Age of the oldest event accepted and not yet readable.")
+    log_id: str = Field(description="Names this log; it changes when a backup is restored.")
+    lifetime: Lifetime
+
+
+def _problem(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+    titles: dict[int, list[str]] = {}
+    for kind in kinds:
+        titles.setdefault(kind.value.status, []).append(kind.value.title)
+    retry_after = {"Retry-After": {"description": "Seconds, 1 to 5.", "schema": {"type": "integer"}}}
+    return {
+        status: {
+            "description": "; ".join(texts),
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            **({"headers": retry_after} if status == 503 else {}),
+        }
+        for status, texts in titles.items()
+    }
+
+
+_LINK = {"Link": {"description": 'The next page, `rel="next"`, where there may be one.', "schema": {"type": "string"}}}
+
+
+def _listing(model: Any, description: str) -> dict[str, Any]:
+    return {
+        "response_model": None,
+        "responses": {
+            200: {"description": description, "model": list[model], "headers": _LINK},
+            **_problem(Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE),
+        },
+    }
+
+
+EVENTS = _listing(Event | UnreadableEvent, "One page of events.")
+EVENTS["responses"][200]["content"] = {
+    "application/x-ndjson": {"schema": {"type": "string", "description": "Everything that matches, an event a line."}}
+}
+TOPICS = _listing(Topic, "One page of topics.")
+CONFLICTS = _listing(Conflict, "One page of refused variants.")
+STATS: dict[str, Any] = {
+    "response_model": None,
+    "responses": {200: {"description": "The figures.", "model": Stats}, **_problem(Kind.UNAVAILABLE)},
+}
+HEALTH: dict[str, Any] = {
+    "response_model": None,
+    "responses": {200: {"description": "It can commit.", "model": Health}, **_problem(Kind.UNAVAILABLE)},
+}
+METRICS: dict[str, Any] = {
+    "response_model": None,
+    "responses": {
+        200: {
+            "description": "Prometheus text format.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    },
+}
+EXISTS: dict[str, Any] = {
+    "response_model": None,
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Question"}}},
+        }
+    },
+    "responses": {
+        200: {"description": "What is missing.", "model": Missing},
+        **_problem(Kind.NOT_JSON, Kind.TOO_SLOW, Kind.TOO_LARGE, Kind.INVALID_QUERY, Kind.QUEUE_FULL, Kind.UNAVAILABLE),
+    },
+}
+
+_PREFERENCES = (
+    "`return=minimal`: counts only. `handling=strict`: one invalid item refuses the request. `respond-async`: 202 as "
+    "soon as the events are in memory, which is no acknowledgement."
+)
+
+
+def publish_path() -> dict[str, Any]:
+    """Return the OpenAPI path item of ``/publish``, which is not a FastAPI route."""
+    event = {"$ref": "#/components/schemas/EventIn"}
+    return {
+        "post": {
+            "summary": "Publish",
+            "description": "One event, or a batch. Each item gets a verdict once it is durable; sending it again is "
+            "always safe.",
+            "operationId": "publish",
+            "parameters": [
+                {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _PREFERENCES}
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": {"oneOf": [event, {"type": "array", "items": event}]}},
+                    "application/x-ndjson": {"schema": {"type": "string", "description": "An event a line."}},
+                },
+            },
+            "responses": {
+                "200": _json_response("A verdict for every item.", "Verdicts"),
+                "202": _json_response("In memory, and not durable.", "Accepted"),
+                **{
+                    str(status): response
+                    for status, response in _problem(
+                        Kind.NOT_JSON,
+                        Kind.TOO_SLOW,
+                        Kind.CONFLICT,
+                        Kind.TOO_LARGE,
+                        Kind.MEDIA,
+                        Kind.INVALID_EVENT,
+                        Kind.HEADERS_TOO_LARGE,
+                        Kind.QUEUE_FULL,
+                        Kind.UNAVAILABLE,
+                    ).items()
+                },
+            },
+        }
+    }
+
+
+def _json_response(description: str, schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"description": description, "content": content}
+
+
+def extra_schemas() -> dict[str, Any]:
+    """Return the schemas that only hand-written parts of the document refer to."""
+    models: list[type[BaseModel]] = [EventIn, Verdicts, Accepted, Problem, Question]
+    _, document = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    schemas: dict[str, Any] = document["$defs"]
+    return schemas

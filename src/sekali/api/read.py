@@ -1,0 +1,286 @@
+"""The reading routes. Queries run on threads; answers are encoded there too, in pages of bounded size."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from sekali import ports
+from sekali.api import models, wire
+from sekali.api.body import BodyReader, ByteBudget
+from sekali.api.problems import Kind, Problem
+from sekali.consumer import Consumer
+from sekali.errors import InvalidQuery, StoreBroken
+from sekali.event import Outcome, event_id_fault
+from sekali.metrics import Metrics
+from sekali.ports import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, EventStore, Order, Position, Summary
+from sekali.settings import ServerSettings
+from sekali.timestamps import parse_timestamp
+from sekali.topics import is_pattern, pattern_fault, topic_fault
+
+NDJSON = "application/x-ndjson"
+STREAM_PAGE_EVENTS = 2000
+STATS_TOPICS_MAX = 1000
+
+_Result = TypeVar("_Result")
+
+
+class StreamCut(Exception):
+    """A stream cannot go on; the connection is cut without the final chunk, so that the reader notices."""
+
+
+class _ExistsIn(msgspec.Struct, forbid_unknown_fields=True):
+    topic: str
+    event_ids: list[str]
+
+
+class Reading:
+    """The reading routes over one store. ``stopping`` ends the streams when the server stops."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        consumer: Consumer,
+        metrics: Metrics,
+        budget: ByteBudget,
+        readers: Executor,
+        stopping: asyncio.Event,
+        settings: ServerSettings,
+    ) -> None:
+        self._store = store
+        self._consumer = consumer
+        self._metrics = metrics
+        self._budget = budget
+        self._readers = readers
+        self._stopping = stopping
+        self._settings = settings
+        self.router = APIRouter()
+        for path, endpoint, extra in (
+            ("/events", self.events, models.EVENTS),
+            ("/topics", self.topics, models.TOPICS),
+            ("/conflicts", self.conflicts, models.CONFLICTS),
+            ("/stats", self.stats, models.STATS),
+            ("/healthz", self.healthz, models.HEALTH),
+            ("/metrics", self.metrics, models.METRICS),
+        ):
+            self.router.add_api_route(path, endpoint, methods=["GET"], **extra)
+        self.router.add_api_route("/exists", self.exists, methods=["POST"], **models.EXISTS)
+
+    async def _read(self, read: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+
+    async def events(
+        self,
+        request: Request,
+        topic: Annotated[str | None, Query(description="A topic, or a pattern: `*` one segment, `**` any.")] = None,
+        source: Annotated[str | None, Query(description="Exactly this source.")] = None,
+        since: Annotated[str | None, Query(description="Event time, inclusive, RFC 3339.")] = None,
+        until: Annotated[str | None, Query(description="Event time, exclusive, RFC 3339.")] = None,
+        after: Annotated[int, Query(ge=0, le=2**63 - 1, description="Only events with a higher seq.")] = 0,
+        event_id: Annotated[str | None, Query(description="Exactly this id; with an exact topic.")] = None,
+        order: Annotated[Order, Query(description="By seq or by event time; `-` newest first.")] = Order.SEQ,
+        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Events in one page.")] = 1000,
+        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+    ) -> Response:
+        """Events that match all conditions, as a page (JSON array) or as a stream of everything (NDJSON)."""
+        query = ports.Query(
+            topic=_topic_or_pattern(topic),
+            source=source,
+            since_ns=_time("since", since),
+            until_ns=_time("until", until),
+            after=after,
+            event_id=_event_id(event_id, topic),
+            order=order,
+            limit=limit,
+        )
+        summary = await self._read(self._store.summary)
+        wire.require_not_above_head(after, summary)
+        listing = f"events by {order.value}"
+        if cursor is not None:
+            seq, timestamp_ns = wire.open_cursor(cursor, listing, (int, int), summary).position
+            assert isinstance(seq, int) and isinstance(timestamp_ns, int)
+            wire.require_not_above_head(seq, summary)
+            query = replace(query, position=Position(seq, timestamp_ns))
+        if _wants_ndjson(request):
+            stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head))
+            return StreamingResponse(stream, media_type=NDJSON)
+        body, next_position = await self._read(lambda: self._page(query))
+        position = None if next_position is None else [next_position.seq, next_position.timestamp_ns]
+        return _page_response(request, body, listing, position, summary)
+
+    def _page(self, query: ports.Query) -> tuple[bytes, Position | None]:
+        page = self._store.read(query)
+        return wire.events_json(page.events), page.next
+
+    async def _stream(self, query: ports.Query) -> AsyncIterator[bytes]:
+        """Give everything that matches, page by page; each page is a short transaction of its own."""
+
+        def read_page() -> tuple[bytes, Position | None]:
+            page = self._store.read(query)
+            return wire.events_ndjson(page.events), page.next
+
+        while True:
+            body, position = await self._read(read_page)
+            if self._stopping.is_set():
+                raise StreamCut("the server is stopping")
+            if body:
+                yield body
+            if position is None:
+                return
+            query = replace(query, position=position)
+
+    async def topics(
+        self,
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Topics in one page.")] = 1000,
+        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+    ) -> Response:
+        """Topics by name, with what each holds."""
+        summary = await self._read(self._store.summary)
+        after = "" if cursor is None else wire.open_cursor(cursor, "topics", (str,), summary).position[0]
+        topics = await self._read(lambda: self._store.topics(str(after), limit))
+        position = [topics[-1].topic] if len(topics) == limit else None
+        return _page_response(request, wire.topics_json(topics), "topics", position, summary)
+
+    async def conflicts(
+        self,
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Variants in one page.")] = 1000,
+        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+    ) -> Response:
+        """Variants that were refused because their identity was taken, oldest first."""
+        summary = await self._read(self._store.summary)
+        after = 0 if cursor is None else wire.open_cursor(cursor, "conflicts", (int,), summary).position[0]
+        conflicts = await self._read(lambda: self._store.conflicts(int(after), limit))
+        full = len(conflicts) == limit or sum(len(conflict.payload) for conflict in conflicts) > PAGE_BYTES_MAX
+        position = [conflicts[-1].number] if full else None
+        return _page_response(request, wire.conflicts_json(conflicts), "conflicts", position, summary)
+
+    async def exists(self, request: Request) -> Response:
+        """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
+        body = BodyReader(
+            self._budget, bytes_max=self._settings.body_bytes_max, timeout_s=self._settings.body_timeout_s
+        )
+        try:
+            question = _exists_question(await body.read(request.scope, request.receive), self._settings)
+            missing = await self._read(lambda: self._store.missing(question.topic, question.event_ids))
+        finally:
+            body.release()
+        return _json({"missing": missing})
+
+    async def stats(self) -> Response:
+        """The figures of this process and of the log."""
+        summary, topics = await self._read(lambda: (self._store.summary(), self._store.topics("", STATS_TOPICS_MAX)))
+        metrics = self._metrics
+        stored, duplicate, conflict, invalid = (metrics.outcomes[outcome] for outcome in Outcome)
+        received = stored + duplicate + conflict
+        return _json(
+            {
+                "received": received,
+                "unique_processed": summary.lifetime.stored,
+                "duplicate_dropped": duplicate + conflict,
+                "topics": [topic.topic for topic in topics],
+                "topics_count": summary.topics_count,
+                "uptime_seconds": round(metrics.uptime_s, 3),
+                "queue_depth": self._consumer.events_waiting,
+                "workers": self._settings.consumer_workers,
+                "db_path": str(self._settings.db_path),
+                "conflicts": conflict,
+                "invalid": invalid,
+                "duplicate_rate": round((duplicate + conflict) / received, 6) if received else 0.0,
+                "throughput": round(metrics.throughput, 3),
+                "latency_ms": metrics.latency_ms(),
+                "freshness_seconds": round(self._consumer.oldest_waiting_s, 6),
+                "log_id": summary.log_id,
+                "lifetime": summary.lifetime,
+            }
+        )
+
+    async def healthz(self) -> Response:
+        """200 when the server can commit, else 503 with the reason."""
+        if self._consumer.trouble is not None:
+            raise Problem(Kind.UNAVAILABLE, self._consumer.trouble, extra={"ok": False})
+        return _json({"ok": True, "uptime_seconds": round(self._metrics.uptime_s, 3)})
+
+    async def metrics(self) -> Response:
+        """Prometheus metrics. When the store cannot be read they are there without the figures of the log."""
+        gauges = {
+            "sekali_queue_events": self._consumer.events_waiting,
+            "sekali_queue_bytes": self._budget.held,
+            "sekali_oldest_waiting_seconds": self._consumer.oldest_waiting_s,
+            "sekali_healthy": float(self._consumer.trouble is None),
+            "sekali_uptime_seconds": self._metrics.uptime_s,
+        }
+        try:
+            summary = await self._read(self._store.summary)
+        except StoreBroken:
+            pass
+        else:
+            gauges["sekali_log_events"] = summary.lifetime.stored
+            gauges["sekali_log_topics"] = summary.topics_count
+        return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _json(document: Any) -> Response:
+    return Response(msgspec.json.encode(document), media_type="application/json")
+
+
+def _page_response(
+    request: Request, body: bytes, listing: str, position: list[int] | list[str] | None, summary: Summary
+) -> Response:
+    headers = {}
+    if position is not None:
+        cursor = wire.Cursor(summary.log_id, listing, list(position)).token()
+        parameters = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+        headers["Link"] = f'<{request.url.path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _wants_ndjson(request: Request) -> bool:
+    media_types = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
+    return NDJSON in media_types
+
+
+def _topic_or_pattern(topic: str | None) -> str | None:
+    if topic is not None and (fault := pattern_fault(topic)) is not None:
+        raise InvalidQuery("topic", fault)
+    return topic
+
+
+def _time(parameter: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_timestamp(text)
+    except ValueError as error:
+        raise InvalidQuery(parameter, str(error)) from None
+
+
+def _event_id(event_id: str | None, topic: str | None) -> str | None:
+    if event_id is None:
+        return None
+    if topic is None or is_pattern(topic):
+        raise InvalidQuery("event_id", "needs an exact topic beside it, because an identity is (topic, event_id)")
+    if (fault := event_id_fault(event_id)) is not None:
+        raise InvalidQuery("event_id", fault)
+    return event_id
+
+
+def _exists_question(body: bytes, settings: ServerSettings) -> _ExistsIn:
+    try:
+        question = msgspec.json.decode(body, type=_ExistsIn)
+    except msgspec.ValidationError as error:
+        raise Problem(Kind.INVALID_QUERY, f'{error}; send {{"topic": …, "event_ids": […]}}') from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(Kind.NOT_JSON, f"the document is not JSON: {error}") from None
+    if len(question.event_ids) > settings.batch_events_max:
+        raise Problem(Kind.TOO_LARGE, f"more than {settings.batch_events_max} ids in one request (BATCH_EVENTS_MAX)")
+    if (fault := topic_fault(question.topic)) is not None:
+        raise InvalidQuery("topic", fault)
+    return question

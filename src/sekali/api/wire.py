@@ -1,0 +1,171 @@
+"""What readers are sent: events, topics and conflicts as JSON, and cursors that survive a restart."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+
+import msgspec
+
+from sekali.errors import InvalidQuery, PositionGone
+from sekali.ports import Conflict, StoredEvent, Summary, TopicInfo, Unreadable
+from sekali.timestamps import format_timestamp
+
+_encode = msgspec.json.Encoder().encode
+
+
+class EventOut(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
+    """An event as readers get it. ``duplicates`` is there where it was sent again."""
+
+    topic: str
+    event_id: str
+    timestamp: str
+    source: str
+    source_seq: int | None = None
+    payload: msgspec.Raw
+    processed_at: str
+    seq: int
+    duplicates: int = 0
+    last_duplicate_at: str | None = None
+
+
+class TopicOut(msgspec.Struct):
+    """A line of ``/topics``."""
+
+    topic: str
+    stored: int
+    duplicates: int
+    conflicts: int
+    first_seq: int
+    last_seq: int
+    last_event_time: str
+
+
+class ConflictOut(msgspec.Struct):
+    """A line of ``/conflicts``: the variant that was refused, and ``seq`` of the event that stays."""
+
+    topic: str
+    event_id: str
+    seq: int
+    source: str
+    payload: msgspec.Raw
+    count: int
+    first_at: str
+    last_at: str
+
+
+def event_json(event: StoredEvent | Unreadable) -> bytes:
+    """Encode one event on one line."""
+    if isinstance(event, Unreadable):
+        return _encode({"seq": event.seq, "error": event.error})
+    return _encode(
+        EventOut(
+            topic=event.topic,
+            event_id=event.event_id,
+            timestamp=format_timestamp(event.timestamp_ns),
+            source=event.source,
+            source_seq=event.source_seq,
+            payload=msgspec.Raw(event.payload),
+            processed_at=format_timestamp(event.processed_at_ns),
+            seq=event.seq,
+            duplicates=event.duplicates,
+            last_duplicate_at=(
+                None if event.last_duplicate_at_ns is None else format_timestamp(event.last_duplicate_at_ns)
+            ),
+        )
+    )
+
+
+def events_json(events: Sequence[StoredEvent | Unreadable]) -> bytes:
+    """Encode a page of events as an array."""
+    return b"[%b]" % b",".join(map(event_json, events))
+
+
+def events_ndjson(events: Sequence[StoredEvent | Unreadable]) -> bytes:
+    """Encode events one a line, each line ended."""
+    return b"".join(event_json(event) + b"\n" for event in events)
+
+
+def topics_json(topics: Sequence[TopicInfo]) -> bytes:
+    """Encode a page of topics as an array."""
+    return _encode(
+        [
+            TopicOut(
+                topic.topic,
+                topic.stored,
+                topic.duplicates,
+                topic.conflicts,
+                topic.first_seq,
+                topic.last_seq,
+                format_timestamp(topic.last_timestamp_ns),
+            )
+            for topic in topics
+        ]
+    )
+
+
+def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
+    """Encode a page of conflicts as an array."""
+    return _encode(
+        [
+            ConflictOut(
+                conflict.topic,
+                conflict.event_id,
+                conflict.seq,
+                conflict.source,
+                msgspec.Raw(conflict.payload),
+                conflict.count,
+                format_timestamp(conflict.first_at_ns),
+                format_timestamp(conflict.last_at_ns),
+            )
+            for conflict in conflicts
+        ]
+    )
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page ended: in which log, in which listing and order, and behind what."""
+
+    log_id: str
+    listing: str
+    position: list[int | str]
+
+    def token(self) -> str:
+        """Return the cursor as the opaque text that clients hand back."""
+        return base64.urlsafe_b64encode(_encode(self)).decode().rstrip("=")
+
+
+_decode_cursor = msgspec.json.Decoder(Cursor).decode
+
+
+def open_cursor(token: str, listing: str, position_types: tuple[type, ...], summary: Summary) -> Cursor:
+    """Read a cursor that this log handed out for this listing.
+
+    Raises:
+        InvalidQuery: it is no cursor, or one of another listing or order.
+        PositionGone: it is of another log, or above the head of this one.
+
+    """
+    try:
+        cursor = _decode_cursor(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, msgspec.MsgspecError):
+        raise InvalidQuery("cursor", "not a cursor of this server; take it from the Link header unchanged") from None
+    if cursor.listing != listing or tuple(map(type, cursor.position)) != position_types:
+        raise InvalidQuery("cursor", f"a cursor for {cursor.listing}, not for {listing}")
+    if cursor.log_id != summary.log_id:
+        raise PositionGone(
+            f"the cursor is of log {cursor.log_id} and this is log {summary.log_id}: a backup was restored; start again"
+        )
+    return cursor
+
+
+def require_not_above_head(seq: int, summary: Summary) -> None:
+    """Refuse a position that this log has not reached.
+
+    Raises:
+        PositionGone: it is above the head.
+
+    """
+    if seq > summary.head:
+        raise PositionGone(
+            f"seq {seq} is above the newest event, {summary.head}, of log {summary.log_id}: it is from another log"
+        )

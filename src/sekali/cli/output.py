@@ -1,0 +1,87 @@
+"""What every command shows, and how: tables for people, JSON for programs, errors with what to do next."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sekali.client.errors import ClientError, Gone, Refused
+
+EXIT_OK = 0
+EXIT_NOT_ALL = 1  # something was invalid, in conflict or refused
+EXIT_USAGE = 2
+EXIT_NO_SERVER = 3
+EXIT_INTERRUPTED = 130
+
+# What moves the cursor, changes the terminal's state or the direction of writing.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def console() -> Console:
+    """Return the console for results: standard output."""
+    return Console(highlight=False)
+
+
+def error_console() -> Console:
+    """Return the console for progress and errors: standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def escape_controls(text: str) -> str:
+    r"""Write control characters as ``\uNNNN``, so that what others published cannot drive the terminal.
+
+    In a JSON text they can only stand in strings, where this means the same; so it is good for both.
+    """
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def write_line(text: str) -> None:
+    """Write one line to standard output, escaped, at once."""
+    sys.stdout.write(escape_controls(text) + "\n")
+    sys.stdout.flush()
+
+
+def write_json(document: Any) -> None:
+    """Write one JSON document as one line."""
+    write_line(json.dumps(document, ensure_ascii=False))
+
+
+def print_error(message: str) -> None:
+    """Say on standard error what went wrong."""
+    error_console().print(Text.assemble(("error: ", "bold red"), escape_controls(message)), soft_wrap=True)
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turn what may go wrong with the server into a message and an exit code.
+
+    Raises:
+        typer.Exit: always instead of a ``ClientError``, and when the reader of standard output went away.
+
+    """
+    try:
+        yield
+    except Gone as error:
+        print_error(f"{error}. Read from the start: --after earliest, or --after 0")
+        raise typer.Exit(EXIT_NOT_ALL) from None
+    except ClientError as error:
+        print_error(str(error))
+        raise typer.Exit(exit_code_of(error)) from None
+    except BrokenPipeError:
+        # As of ``| head``: it has what it wanted. Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_OK) from None
+
+
+def exit_code_of(error: ClientError) -> int:
+    """Return the exit code that tells scripts about an error."""
+    if isinstance(error, Refused):
+        return EXIT_USAGE if error.status == 422 else EXIT_NOT_ALL
+    return EXIT_NO_SERVER

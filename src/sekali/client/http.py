@@ -1,0 +1,285 @@
+"""The server over HTTP: publishes and reads, and sends again what may succeed later."""
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import urllib3
+
+from sekali.client.backoff import Patience, parse_retry_after
+from sekali.client.errors import ClientError, Gone, NotSekali, Refused, StreamCut, TooLarge, Unreachable
+
+REQUEST_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+GIVE_UP_AFTER_S = 60.0
+RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
+NDJSON = "application/x-ndjson"
+_STREAM_CHUNK_BYTES = 64 * 1024
+_COUNTS = ("received", "stored", "duplicate", "conflict", "invalid")
+_NEXT_LINK = re.compile(r"<([^>]*)>\s*;[^,]*\brel=\"?next\"?")
+
+Params = Mapping[str, str | int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said about one request.
+
+    ``results`` are the verdicts in the order sent: ``{"outcome", "seq"}`` or ``{"outcome": "invalid", "error"}``.
+    ``latency_s`` is how long the attempt took that was answered.
+    """
+
+    received: int
+    stored: int
+    duplicate: int
+    conflict: int
+    invalid: int
+    results: list[dict[str, Any]]
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer to a GET: its text, and the parameters that lead to the next page, if there may be one."""
+
+    text: str
+    next: str | None
+
+
+class Server:
+    """A Sekali server at a base URL. Safe to use from as many threads as it has connections.
+
+    Args:
+        url: ``http://`` or ``https://``, a path before the routes is allowed.
+        give_up_after_s: how long one request is tried; 0 tries once, ``math.inf`` for ever.
+        connections_max: connections kept open.
+        on_wait: told why and how many attempts failed so far, before each wait for another one.
+        clock: monotonic seconds.
+        sleep: waits for so many seconds.
+        random_share: random numbers in [0, 1).
+
+    Raises:
+        ValueError: the URL is not one of a server.
+
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
+        connections_max: int = 1,
+        on_wait: Callable[[str, int], None] = lambda reason, failures: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        random_share: Callable[[], float] = random.random,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"{url!r} is not the URL of a server; write one such as http://127.0.0.1:8080")
+        self.url = url.rstrip("/")
+        self._prefix = parts.path.rstrip("/")
+        self._give_up_after_s = give_up_after_s
+        self._on_wait = on_wait
+        self._clock = clock
+        self._sleep = sleep
+        self._random_share = random_share
+        # A single attempt gets the whole time-out; otherwise none may last much beyond the moment to give up.
+        timeout_s = min(REQUEST_TIMEOUT_S, max(1.0, give_up_after_s)) if give_up_after_s else REQUEST_TIMEOUT_S
+        self._pool = urllib3.connection_from_url(
+            url,
+            maxsize=connections_max,
+            retries=False,
+            timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s),
+            headers={"User-Agent": "sekali-client"},
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+    def publish(self, events: Sequence[bytes]) -> Answer:
+        """Publish events in order, in one request, and return what became of each.
+
+        Each event is a JSON object on one line (see ``encode_event``). A request that got no answer is sent again as
+        it is; the server knows what it has.
+
+        Raises:
+            Unreachable: gave up. Some of the events may be stored; sending them again is safe.
+            TooLarge: send fewer at once.
+            Refused, NotSekali: sending it again would not help.
+
+        """
+        headers = {"Content-Type": NDJSON, "Accept": "application/json"}
+        response, latency_s = self._exchange("POST", "/publish", headers=headers, body=b"\n".join(events))
+        document = _json_object(response.data)
+        # Nothing valid is a 422 and still has a verdict for every item.
+        if response.status in {200, 422} and document is not None and _is_answer(document, len(events)):
+            counts = {name: document[name] for name in _COUNTS}
+            return Answer(**counts, results=document["results"], latency_s=latency_s)
+        raise self._failure(response)
+
+    def get(self, path: str, params: Params | str | None = None) -> Page:
+        """Return a document. ``params`` are a mapping (None values are left out) or ``next`` of the page before.
+
+        Raises:
+            Unreachable, Refused, NotSekali: see ``publish``.
+            Gone: a position in the parameters is not one of this log.
+
+        """
+        response, _ = self._exchange("GET", path, params=params, headers={"Accept": "application/json"})
+        if response.status != 200:
+            raise self._failure(response)
+        try:
+            text = response.data.decode()
+        except UnicodeDecodeError:
+            raise self._not_sekali("the answer is not UTF-8") from None
+        return Page(text, _next_params(response.headers.get("Link", "")))
+
+    def get_object(self, path: str) -> dict[str, Any]:
+        """Return a document that is a JSON object. Raises as ``get`` does."""
+        document = _json_object(self.get(path).text)
+        if document is None:
+            raise self._not_sekali(f"{path} is not a JSON object")
+        return document
+
+    def stream(self, path: str, params: Params | None = None) -> Iterator[bytes]:
+        """Yield the lines of an NDJSON stream, without line ends, as they come.
+
+        Raises:
+            StreamCut: it ended early; what was yielded is good.
+            Unreachable, Refused, NotSekali, Gone: see ``get``.
+
+        """
+        headers = {"Accept": NDJSON}
+        response, _ = self._exchange("GET", path, params=params, headers=headers, preload=False)
+        complete = False
+        try:
+            if response.status != 200:
+                raise self._failure(response)
+            rest = b""
+            for chunk in response.stream(_STREAM_CHUNK_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+            if rest:
+                yield rest
+            complete = True
+        except urllib3.exceptions.HTTPError as error:
+            raise StreamCut(f"{self.url} cut the stream short: {_reason(error)}") from error
+        finally:
+            if complete:
+                response.release_conn()
+            else:  # whatever is left on this connection is of no use to another request
+                response.close()
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        params: Params | str | None = None,
+        body: bytes | None = None,
+        preload: bool = True,
+    ) -> tuple[urllib3.BaseHTTPResponse, float]:
+        """Send a request until the answer is final; return that, and the seconds the last attempt took."""
+        patience = Patience(self._give_up_after_s, self._clock, self._random_share)
+        target = self._prefix + path + _query(params)
+        while True:
+            retry_after_s, hint = 0.0, "Check that the server runs and that the URL is right"
+            started_s = self._clock()
+            try:
+                response = self._pool.urlopen(
+                    method, target, body=body, headers=headers, redirect=False, preload_content=preload
+                )
+                if response.status not in RETRIED_STATUSES:
+                    return response, self._clock() - started_s
+                reason, hint = _problem(response), "Look at the server's log and /healthz, and try again"
+                retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+            except urllib3.exceptions.SSLError as error:
+                raise NotSekali(
+                    f"{self.url}: no secure connection ({_reason(error)}). Check the certificate, or use http://"
+                ) from error
+            except urllib3.exceptions.HTTPError as error:
+                reason = _reason(error)
+            wait_s = patience.next_wait_s(retry_after_s)
+            if wait_s is None:
+                attempts = f" (attempts: {patience.failures})" if patience.failures > 1 else ""
+                raise Unreachable(f"{self.url}: {reason}{attempts}. {hint}")
+            self._on_wait(reason, patience.failures)
+            self._sleep(wait_s)
+
+    def _failure(self, response: urllib3.BaseHTTPResponse) -> ClientError:
+        message = f"{self.url}: {_problem(response)}"
+        if response.status == 413:
+            return TooLarge(413, message)
+        if response.status == 410:
+            return Gone(410, message)
+        if 200 <= response.status < 400:
+            return self._not_sekali(f"status {response.status}")
+        return Refused(response.status, message)
+
+    def _not_sekali(self, finding: str) -> NotSekali:
+        return NotSekali(f"{self.url} did not answer as a Sekali server does ({finding}). Check the URL")
+
+
+def _query(params: Params | str | None) -> str:
+    if isinstance(params, str):
+        return "?" + params
+    given = {name: value for name, value in (params or {}).items() if value is not None}
+    return "?" + urlencode(given) if given else ""
+
+
+def _next_params(link: str) -> str | None:
+    """Return the query of the next page's address.
+
+    Only the query is taken: the page is one of the same route, and a server behind a proxy does not know its address.
+    """
+    match = _NEXT_LINK.search(link)
+    return urlsplit(match[1]).query if match else None
+
+
+def _json_object(body: bytes | str) -> dict[str, Any] | None:
+    """Return the JSON object that a body holds, None if it holds none."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _is_answer(document: dict[str, Any], events: int) -> bool:
+    if not isinstance(document.get("results"), list) or len(document["results"]) != events:
+        return False
+    return all(
+        isinstance(document.get(name), int) for name in ("received", "stored", "duplicate", "conflict", "invalid")
+    )
+
+
+def _problem(response: urllib3.BaseHTTPResponse) -> str:
+    """Say in one line what a problem document says, or what status it was."""
+    document = _json_object(response.data)
+    if document is None or "title" not in document:
+        return f"answered {response.status} {response.reason or ''}".rstrip()
+    detail = document.get("detail")
+    return f"{document['title']}: {detail}" if detail else str(document["title"])
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """Say in a few words what kept a connection from working."""
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return "the host name is not known"
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError) and not isinstance(
+        error, urllib3.exceptions.NewConnectionError
+    ):
+        return "no connection within the time-out"
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "no answer within the time-out"
+    cause = error.__cause__
+    return (isinstance(cause, OSError) and cause.strerror) or str(error).rpartition(": ")[2] or type(error).__name__

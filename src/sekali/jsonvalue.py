@@ -1,0 +1,175 @@
+"""Payloads: JSON values kept as the bytes that were sent.
+
+A payload is checked once, when it is read (``clean_payloads``), so that whatever is stored is valid JSON in UTF-8 that
+every parser reads alike; afterwards it is only ever copied. Two payloads are compared as JSON values through
+``canonical``: key order, white space and the spelling of a number do not matter.
+
+``msgspec.Raw`` checks the grammar of what it keeps, but not its UTF-8, the size of numbers or their range, the depth,
+or duplicate keys. Those are checked here.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+DEPTH_MAX = 64
+NUMBER_CHARACTERS_MAX = 100
+
+_decode = msgspec.json.Decoder().decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_STRINGS = re.compile(_STRING, re.DOTALL)
+_BRACKETS_OR_STRING = re.compile(_STRING + rb'|[\[{]+|[\]}]+|"', re.DOTALL)
+_LONG_NUMBER_OR_STRING = re.compile(_STRING + rb"|([-+0-9.eE]{%d,})" % (NUMBER_CHARACTERS_MAX + 1), re.DOTALL)
+
+
+class PayloadFault(ValueError):
+    """A payload breaks a rule; the message says which."""
+
+
+def clean_payloads(payloads: Sequence[bytes]) -> list[bytes] | None:
+    """Check many payloads in few calls: the payloads when no rule is broken and nothing needs rewriting, else None.
+
+    None only means that ``clean_payload`` has to look at each one.
+    """
+    joined = b",".join(payloads)
+    if b"\n" in joined or b"\r" in joined:
+        return None
+    try:
+        values = _decode(b"[%b]" % joined)  # the UTF-8 and the range of every number
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if any(len(payload) > NUMBER_CHARACTERS_MAX and not _is_plain(payload) for payload in payloads):
+        return None
+    # Each member of an object brings one colon, so equal numbers leave no room for a key that was there twice.
+    if joined.count(b":") != _count_members(values) and any(map(_has_duplicate_keys, payloads, values)):
+        return None
+    return list(payloads)
+
+
+def clean_payload(payload: bytes) -> bytes:
+    """Return the payload as it will be stored: as sent, or without line breaks and duplicate keys where it had them.
+
+    The payload is grammatical JSON (``msgspec.Raw`` has seen to that) unless it is nested too deeply.
+
+    Raises:
+        PayloadFault: a rule is broken.
+
+    """
+    if nesting_depth(payload) > DEPTH_MAX:
+        raise PayloadFault(f"more than {DEPTH_MAX} levels deep")
+    for match in _LONG_NUMBER_OR_STRING.finditer(payload):
+        if match[1]:
+            raise PayloadFault(f"a number is {len(match[1])} characters long, at most {NUMBER_CHARACTERS_MAX} are kept")
+    try:
+        value = _decode(payload)
+    except UnicodeDecodeError:
+        raise PayloadFault("not UTF-8") from None
+    except msgspec.ValidationError:
+        raise PayloadFault("a number is outside the range of binary64") from None
+    if _has_duplicate_keys(payload, value):
+        payload = _without_duplicate_keys(payload)
+    if b"\n" in payload or b"\r" in payload:  # one event is one line of NDJSON
+        payload = msgspec.json.format(payload, indent=-1)
+    return payload
+
+
+def is_readable(payloads: Iterable[bytes]) -> bool:
+    """Tell whether all of the stored payloads are still JSON in UTF-8."""
+    try:
+        _decode(b"[%b]" % b",".join(payloads))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def canonical(payload: bytes) -> bytes:
+    """Return bytes that are equal for two payloads exactly when they are the same JSON value.
+
+    Members are sorted by key and every number is written as its exact decimal value, without trailing zeros.
+    """
+    first = payload.lstrip(b" \t\n\r")[:1]
+    if first == b"{":
+        members = sorted(_decode_members(payload).items())
+        return b"{%b}" % b",".join(_encode(key) + b":" + canonical(bytes(value)) for key, value in members)
+    if first == b"[":
+        return b"[%b]" % b",".join(canonical(bytes(value)) for value in _decode_elements(payload))
+    if first in b'"tfn':
+        return _encode(_decode(payload))
+    return _canonical_number(payload)
+
+
+def equal(one: bytes, other: bytes) -> bool:
+    """Tell whether two payloads are the same JSON value."""
+    return one == other or canonical(one) == canonical(other)
+
+
+def nesting_depth(text: bytes) -> int:
+    """Return how many arrays and objects are open at once at most. The text need not be JSON: it is only counted."""
+    depth = deepest = 0
+    for match in _BRACKETS_OR_STRING.finditer(text):
+        token = match[0]
+        if token[0] in b"[{":
+            depth += len(token)
+            deepest = max(deepest, depth)
+        elif token[0] in b"]}":
+            depth -= len(token)
+        elif len(token) == 1:  # a string that never ends: looking for its end again and again would take for ever
+            break
+    return deepest
+
+
+def _canonical_number(number: bytes) -> bytes:
+    # By hand, because Decimal.normalize() rounds, and because exponents may lie beyond what Decimal holds.
+    mantissa, _, exponent = number.strip().lower().partition(b"e")
+    sign = b"-" if mantissa.startswith(b"-") else b""
+    whole, _, fraction = mantissa.lstrip(b"-").partition(b".")
+    digits = (whole + fraction).lstrip(b"0")
+    if not digits:
+        return b"0"
+    stripped = digits.rstrip(b"0")
+    power = int(exponent or b"0") - len(fraction) + len(digits) - len(stripped)
+    return b"%b%be%d" % (sign, stripped, power)
+
+
+def _is_plain(payload: bytes) -> bool:
+    """Whether a longer payload surely keeps the limits on depth and on the length of numbers."""
+    return payload.count(b"[") + payload.count(b"{") <= DEPTH_MAX and b"0" * (
+        NUMBER_CHARACTERS_MAX + 1
+    ) not in payload.translate(_NUMBER_CHARACTERS_TO_ZERO)
+
+
+_NUMBER_CHARACTERS_TO_ZERO = bytes.maketrans(b"123456789-+.eE", b"0" * 14)
+
+
+def _count_members(value: Any) -> int:
+    if type(value) is dict:
+        return len(value) + sum(_count_members(member) for member in value.values() if type(member) in (dict, list))
+    if type(value) is list:
+        return sum(_count_members(element) for element in value if type(element) in (dict, list))
+    return 0
+
+
+def _has_duplicate_keys(payload: bytes, value: Any) -> bool:
+    members = _count_members(value)
+    if payload.count(b":") == members:
+        return False
+    return _STRINGS.sub(b"", payload).count(b":") != members
+
+
+def _without_duplicate_keys(payload: bytes) -> bytes:
+    """Write a payload anew with the last of each duplicate key, numbers and strings spelled as they were."""
+    first = payload.lstrip(b" \t\n\r")[:1]
+    if first == b"{":
+        members = _decode_members(payload).items()
+        return b"{%b}" % b",".join(
+            _encode(key) + b":" + _without_duplicate_keys(bytes(value)) for key, value in members
+        )
+    if first == b"[":
+        return b"[%b]" % b",".join(_without_duplicate_keys(bytes(value)) for value in _decode_elements(payload))
+    return payload

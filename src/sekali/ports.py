@@ -1,0 +1,190 @@
+"""What a store promises. ``stores/memory.py`` is the executable specification, ``tests/contract`` the test of it.
+
+All methods block; the consumer and the edge call them from threads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+import msgspec
+
+from sekali.event import Batch, Verdict
+
+PAGE_BYTES_MAX = 8 * 1024 * 1024
+PAGE_EVENTS_MAX = 10_000
+CONFLICT_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Order(StrEnum):
+    """The order of a reader's events: by commit (``seq``) or by event time, ties by seq."""
+
+    SEQ = "seq"
+    SEQ_DESCENDING = "-seq"
+    TIMESTAMP = "timestamp"
+    TIMESTAMP_DESCENDING = "-timestamp"
+
+    @property
+    def descending(self) -> bool:
+        """Whether the newest come first."""
+        return self.value.startswith("-")
+
+    @property
+    def by_time(self) -> bool:
+        """Whether event time comes before seq."""
+        return self.value.endswith("timestamp")
+
+
+class Position(msgspec.Struct, frozen=True, array_like=True):
+    """The place of an event in any of the orders. A reader goes on behind it."""
+
+    seq: int
+    timestamp_ns: int = 0  # of no meaning where the order is by seq
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which events a reader wants. Every condition given must hold.
+
+    ``topic`` is a topic or a pattern. ``since_ns`` is inclusive and ``until_ns`` exclusive, both event time.
+    ``after`` and ``up_to`` are seqs: only events above the first (exclusive) and not above the second (inclusive).
+    ``position`` is where the last page ended. ``event_id`` comes with an exact topic.
+    """
+
+    topic: str | None = None
+    source: str | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    after: int = 0
+    up_to: int | None = None
+    event_id: str | None = None
+    order: Order = Order.SEQ
+    limit: int = 1000
+    position: Position | None = None
+
+
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
+    """An event as it was stored, and how often it was sent again."""
+
+    seq: int
+    topic: str
+    event_id: str
+    timestamp_ns: int
+    processed_at_ns: int
+    source: str
+    source_seq: int | None
+    payload: bytes
+    duplicates: int = 0
+    last_duplicate_at_ns: int | None = None
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A row that is there and cannot be read back."""
+
+    seq: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of events. ``next`` is set where there may be more; a page may be empty and have a next one."""
+
+    events: list[StoredEvent | Unreadable]
+    next: Position | None
+
+
+class TopicInfo(msgspec.Struct, frozen=True):
+    """What a topic holds. ``last_timestamp_ns`` is the latest event time."""
+
+    topic: str
+    stored: int
+    duplicates: int
+    conflicts: int
+    first_seq: int
+    last_seq: int
+    last_timestamp_ns: int
+
+
+class Conflict(msgspec.Struct, frozen=True):
+    """A variant that was refused because its identity was taken. ``number`` orders the variants by first arrival."""
+
+    number: int
+    seq: int
+    topic: str
+    event_id: str
+    source: str
+    payload: bytes
+    count: int
+    first_at_ns: int
+    last_at_ns: int
+
+
+class Lifetime(msgspec.Struct, frozen=True):
+    """Counts of all time, committed with the events: ``received = stored + duplicate + conflict``."""
+
+    received: int = 0
+    stored: int = 0
+    duplicate: int = 0
+    conflict: int = 0
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """The log as a whole. ``head`` is the newest seq, 0 when the log is empty."""
+
+    log_id: str
+    head: int
+    topics_count: int
+    lifetime: Lifetime
+
+
+class EventStore(Protocol):
+    """A log of events in which each identity, (topic, event_id), is stored once.
+
+    One thread at a time calls ``commit``, ``reopen`` and ``close``; ``prepare`` and the reading methods may be called
+    from any thread at any time. What a reader sees is committed.
+    """
+
+    def prepare(self, batch: Batch) -> Any:
+        """Do what can be done for a batch before its turn to be committed comes. Changes nothing that is stored."""
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        """Store what is new of the batches in order and return a verdict for every event, once all of it is durable.
+
+        Events, conflict variants, duplicate counts and counters are one transaction. ``processed_at`` never falls.
+        With no batches it is still a real commit, and shows whether the store can.
+
+        Raises:
+            CommitUnknown: it failed; whether anything was stored is not known until ``reopen``.
+
+        """
+
+    def reopen(self) -> None:
+        """Forget what is in memory and start over from what is stored.
+
+        Raises:
+            StoreBroken: the store cannot be opened.
+
+        """
+
+    def read(self, query: Query) -> Page:
+        """Return the events that match, at most ``query.limit`` of them and at most about ``PAGE_BYTES_MAX``."""
+
+    def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
+        """Return those of the ids that the topic does not hold, in the order given."""
+
+    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+        """Return topics by name, from behind ``after``."""
+
+    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+        """Return refused variants by number, from behind ``after``.
+
+        A variant is kept once per (seq, content). Beyond ``CONFLICT_BYTES_MAX`` in all the oldest go first; the
+        counters keep them.
+        """
+
+    def summary(self) -> Summary:
+        """Return the state of the log as a whole."""
+
+    def close(self) -> None:
+        """Release everything. May be called twice."""

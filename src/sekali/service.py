@@ -1,0 +1,187 @@
+"""The composition root: the only place that names concrete classes, reads clocks and handles signals."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+import uvicorn
+import uvloop
+
+from sekali.api.app import Api
+from sekali.api.body import ByteBudget
+from sekali.api.protocol import bounded_protocol
+from sekali.api.publish import Publish
+from sekali.api.read import Reading, StreamCut
+from sekali.consumer import Consumer
+from sekali.errors import StartupError, StoreBroken
+from sekali.metrics import Metrics
+from sekali.ports import EventStore
+from sekali.settings import ServerSettings
+from sekali.stores.sqlite import SqliteStore
+
+READER_THREADS = 4
+LISTEN_BACKLOG = 1024
+
+log = structlog.get_logger("sekali")
+
+
+def serve(settings: ServerSettings) -> int:
+    """Run the server until SIGTERM or SIGINT, and return the exit code.
+
+    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``.
+
+    Raises:
+        StartupError: it cannot start; the message says what to do.
+
+    """
+    configure_logging(settings.log_level)
+    listener = _listen(settings)
+    try:
+        store: EventStore = SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max)
+    except StoreBroken as error:
+        raise StartupError(str(error)) from error
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, store, listener))
+    finally:
+        listener.close()
+        store.close()
+
+
+@contextlib.asynccontextmanager
+async def running_app(settings: ServerSettings, store: EventStore, stopping: asyncio.Event) -> AsyncIterator[Api]:
+    """Put the parts together over a store and run them; at the end commit what was accepted.
+
+    Raises:
+        TimeoutError: at the end, that took longer than ``settings.stop_timeout_s``.
+
+    """
+    metrics = Metrics(time.monotonic)
+    budget = ByteBudget(settings.queue_bytes_max)
+    consumer = Consumer(
+        store,
+        metrics,
+        time.monotonic,
+        workers=settings.consumer_workers,
+        queue_events_max=settings.queue_events_max,
+        commit_events_max=settings.commit_events_max,
+        commit_wait_ms_max=settings.commit_wait_ms_max,
+    )
+    with (
+        ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
+        ThreadPoolExecutor(1, "sekali-careful") as careful,
+    ):
+        publish = Publish(consumer, metrics, budget, careful, time.monotonic, settings)
+        reading = Reading(store, consumer, metrics, budget, readers, stopping, settings)
+        consumer.start()
+        try:
+            yield Api(publish, reading)
+        finally:
+            if not await consumer.stop(settings.stop_timeout_s):
+                raise TimeoutError("the last commit did not end in time")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(settings: ServerSettings, store: EventStore, listener: socket.socket) -> int:
+    stopping = asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        app = await stack.enter_async_context(running_app(settings, store, stopping))
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=bounded_protocol(settings.header_timeout_s),
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=max(int(settings.stop_timeout_s), 1),
+            )
+        )
+
+        def stop() -> None:
+            log.info("stopping")
+            stopping.set()
+            server.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        host, port = listener.getsockname()[:2]
+        log.info("ready", url=f"http://{host}:{port}", db_path=str(settings.db_path), head=store.summary().head)
+        await server.serve([listener])
+        try:
+            await stack.aclose()
+        except TimeoutError as error:
+            log.error("stopped too late", reason=str(error))
+            return 1
+    log.info("stopped")
+    return 0
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartupError(f"cannot resolve HOST {settings.host}: {error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartupError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another HOST or PORT"
+        ) from None
+    return listener
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error: in colour for a person on a terminal, else JSON lines."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[_Forward()], force=True)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+class _Forward(logging.Handler):
+    """Gives what libraries log to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop uvicorn's report of a stream that we cut on purpose."""
+    return not (record.exc_info and isinstance(record.exc_info[1], StreamCut))

@@ -1,0 +1,1 @@
+"""Stores: each keeps the promise of ``sekali.ports.EventStore`` in its own way, and none imports another."""

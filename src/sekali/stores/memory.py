@@ -1,0 +1,252 @@
+"""The specification: what a store does, in the plainest code. Nothing is durable; it is the oracle of the others."""
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sekali import jsonvalue
+from sekali.event import Batch, Outcome, Verdict
+from sekali.ports import (
+    CONFLICT_BYTES_MAX,
+    PAGE_BYTES_MAX,
+    Conflict,
+    Lifetime,
+    Page,
+    Position,
+    Query,
+    StoredEvent,
+    Summary,
+    TopicInfo,
+    Unreadable,
+)
+from sekali.topics import matches
+
+
+@dataclass
+class _Variant:
+    number: int
+    seq: int
+    source: str
+    payload: bytes
+    count: int
+    first_at_ns: int
+    last_at_ns: int
+
+
+@dataclass
+class _State:
+    """All that is stored. ``log[seq - 1]`` is the event with that seq; ``seqs`` finds it by identity."""
+
+    log: list[StoredEvent] = field(default_factory=list)
+    seqs: dict[tuple[str, str], int] = field(default_factory=dict)
+    duplicates: dict[int, tuple[int, int]] = field(default_factory=dict)
+    variants: list[_Variant] = field(default_factory=list)
+    variants_seen: int = 0
+    counts: dict[str, dict[Outcome, int]] = field(default_factory=dict)
+    processed_at_ns: int = 0
+
+
+class MemoryStore:
+    """An ``EventStore`` in a list and a few dicts.
+
+    ``clock_ns`` gives the wall clock in nanoseconds. Safe for many threads: every method takes one lock.
+    """
+
+    def __init__(
+        self, clock_ns: Callable[[], int], *, topics_max: int, conflict_bytes_max: int = CONFLICT_BYTES_MAX
+    ) -> None:
+        self._clock_ns = clock_ns
+        self._topics_max = topics_max
+        self._conflict_bytes_max = conflict_bytes_max
+        self._log_id = uuid.uuid4().hex
+        self._state = _State()
+        self._lock = threading.Lock()
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch
+
+    def commit(self, prepared: Sequence[Batch]) -> list[list[Verdict]]:
+        with self._lock:
+            self._state.processed_at_ns = max(self._state.processed_at_ns, self._clock_ns())
+            verdicts = [self._commit_batch(batch) for batch in prepared]
+            self._drop_oldest_variants()
+            return verdicts
+
+    def _commit_batch(self, batch: Batch) -> list[Verdict]:
+        refused = self._topics_refused(batch)
+        if refused and batch.all_or_nothing:
+            other = Verdict(Outcome.INVALID, error="event: not stored, because another item of the request is invalid")
+            return [self._refusal() if topic in refused else other for topic in batch.topics]
+        return [
+            self._refusal() if batch.topics[position] in refused else self._commit_event(batch, position)
+            for position in range(len(batch))
+        ]
+
+    def _topics_refused(self, batch: Batch) -> set[str]:
+        new = [topic for topic in dict.fromkeys(batch.topics) if topic not in self._state.counts]
+        return set(new[max(self._topics_max - len(self._state.counts), 0) :])
+
+    def _refusal(self) -> Verdict:
+        return Verdict(Outcome.INVALID, error=f"topic: the store already holds {self._topics_max} topics (TOPICS_MAX)")
+
+    def _commit_event(self, batch: Batch, position: int) -> Verdict:
+        state = self._state
+        topic, event_id = batch.topics[position], batch.event_ids[position]
+        seq = state.seqs.get((topic, event_id))
+        if seq is None:
+            seq = len(state.log) + 1
+            state.seqs[topic, event_id] = seq
+            state.log.append(
+                StoredEvent(
+                    seq,
+                    topic,
+                    event_id,
+                    batch.timestamps_ns[position],
+                    state.processed_at_ns,
+                    batch.sources[position],
+                    batch.source_seqs[position],
+                    batch.payloads[position],
+                )
+            )
+            outcome = Outcome.STORED
+        else:
+            first = state.log[seq - 1]
+            if _same_content(first, batch.sources[position], batch.payloads[position]):
+                count, _ = state.duplicates.get(seq, (0, 0))
+                state.duplicates[seq] = count + 1, state.processed_at_ns
+                outcome = Outcome.DUPLICATE
+            else:
+                self._keep_variant(seq, batch.sources[position], batch.payloads[position])
+                outcome = Outcome.CONFLICT
+        counts = state.counts.setdefault(topic, dict.fromkeys(Outcome, 0))
+        counts[outcome] += 1
+        return Verdict(outcome, seq)
+
+    def _keep_variant(self, seq: int, source: str, payload: bytes) -> None:
+        state = self._state
+        for variant in state.variants:
+            if variant.seq == seq and _same_content(variant, source, payload):
+                variant.count += 1
+                variant.last_at_ns = state.processed_at_ns
+                return
+        state.variants_seen += 1
+        now_ns = state.processed_at_ns
+        state.variants.append(_Variant(state.variants_seen, seq, source, payload, 1, now_ns, now_ns))
+
+    def _drop_oldest_variants(self) -> None:
+        variants = self._state.variants
+        while sum(len(variant.payload) + len(variant.source.encode()) for variant in variants) > (
+            self._conflict_bytes_max
+        ):
+            del variants[0]
+
+    def reopen(self) -> None:
+        """Nothing to do: what is in memory is all there is."""
+
+    def read(self, query: Query) -> Page:
+        with self._lock:
+            events = [event for event in self._state.log if _matches(event, query)]
+            duplicates = dict(self._state.duplicates)
+        events.sort(key=lambda event: _key(event, query), reverse=query.order.descending)
+        if query.position is not None:
+            bound = (query.position.timestamp_ns, query.position.seq) if query.order.by_time else (query.position.seq,)
+            if query.order.descending:
+                events = [event for event in events if _key(event, query) < bound]
+            else:
+                events = [event for event in events if _key(event, query) > bound]
+        page: list[StoredEvent | Unreadable] = []
+        size = 0
+        for event in events[: query.limit]:
+            if size > PAGE_BYTES_MAX:
+                break
+            count, at_ns = duplicates.get(event.seq, (0, None))
+            page.append(
+                StoredEvent(
+                    event.seq,
+                    event.topic,
+                    event.event_id,
+                    event.timestamp_ns,
+                    event.processed_at_ns,
+                    event.source,
+                    event.source_seq,
+                    event.payload,
+                    count,
+                    at_ns,
+                )
+            )
+            size += len(event.payload)
+        more = len(events) > len(page)
+        last = events[len(page) - 1] if page else None
+        return Page(page, Position(last.seq, last.timestamp_ns) if more and last is not None else None)
+
+    def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
+        with self._lock:
+            return [event_id for event_id in event_ids if (topic, event_id) not in self._state.seqs]
+
+    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+        with self._lock:
+            names = sorted(name for name in self._state.counts if name > after)[:limit]
+            return [self._topic_info(name) for name in names]
+
+    def _topic_info(self, name: str) -> TopicInfo:
+        events = [event for event in self._state.log if event.topic == name]
+        counts = self._state.counts[name]
+        return TopicInfo(
+            name,
+            counts[Outcome.STORED],
+            counts[Outcome.DUPLICATE],
+            counts[Outcome.CONFLICT],
+            events[0].seq,
+            events[-1].seq,
+            max(event.timestamp_ns for event in events),
+        )
+
+    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+        with self._lock:
+            variants = [variant for variant in self._state.variants if variant.number > after][:limit]
+            return [
+                Conflict(
+                    variant.number,
+                    variant.seq,
+                    self._state.log[variant.seq - 1].topic,
+                    self._state.log[variant.seq - 1].event_id,
+                    variant.source,
+                    variant.payload,
+                    variant.count,
+                    variant.first_at_ns,
+                    variant.last_at_ns,
+                )
+                for variant in variants
+            ]
+
+    def summary(self) -> Summary:
+        with self._lock:
+            totals = {outcome: sum(counts[outcome] for counts in self._state.counts.values()) for outcome in Outcome}
+            lifetime = Lifetime(
+                sum(totals.values()), totals[Outcome.STORED], totals[Outcome.DUPLICATE], totals[Outcome.CONFLICT]
+            )
+            return Summary(self._log_id, len(self._state.log), len(self._state.counts), lifetime)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _same_content(first: StoredEvent | _Variant, source: str, payload: bytes) -> bool:
+    return first.source == source and jsonvalue.equal(first.payload, payload)
+
+
+def _matches(event: StoredEvent, query: Query) -> bool:
+    return (
+        (query.topic is None or matches(query.topic, event.topic))
+        and (query.source is None or event.source == query.source)
+        and (query.since_ns is None or event.timestamp_ns >= query.since_ns)
+        and (query.until_ns is None or event.timestamp_ns < query.until_ns)
+        and (query.event_id is None or event.event_id == query.event_id)
+        and event.seq > query.after
+        and (query.up_to is None or event.seq <= query.up_to)
+    )
+
+
+def _key(event: StoredEvent, query: Query) -> tuple[int, ...]:
+    return (event.timestamp_ns, event.seq) if query.order.by_time else (event.seq,)

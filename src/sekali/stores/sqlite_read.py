@@ -1,0 +1,287 @@
+"""Reading the SQLite log in short transactions of bounded rows and bytes, so that no reader holds the WAL back."""
+
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from sekali import jsonvalue
+from sekali.errors import StoreBroken
+from sekali.ports import (
+    PAGE_BYTES_MAX,
+    Conflict,
+    Lifetime,
+    Page,
+    Position,
+    Query,
+    StoredEvent,
+    Summary,
+    TopicInfo,
+    Unreadable,
+)
+from sekali.stores.sqlite_file import close_quietly, open_reader
+from sekali.topics import is_pattern, matches
+
+SCAN_ROWS_MAX = 50_000
+READERS_IDLE_MAX = 16
+
+_EVENT_COLUMNS = (
+    "e.seq, t.topic, e.event_id, e.timestamp_ns, e.processed_at_ns, e.source, e.source_seq, e.payload, "
+    "coalesce(d.count, 0), d.last_at_ns"
+)
+_EVENT_JOINS = "CROSS JOIN topics t ON t.topic_id = e.topic_id LEFT JOIN duplicates d ON d.seq = e.seq"
+
+
+class Readers:
+    """A pool of read-only connections. Safe for any number of threads, each using one connection at a time."""
+
+    def __init__(self, db_path: Path) -> None:
+        self._db_path = db_path
+        self._idle: queue.LifoQueue[apsw.Connection] = queue.LifoQueue(READERS_IDLE_MAX)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[apsw.Connection]:
+        """Lend a connection inside a read transaction.
+
+        Raises:
+            StoreBroken: SQLite cannot read the file.
+
+        """
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
+            connection = open_reader(self._db_path)
+        try:
+            with connection:
+                yield connection
+        except apsw.Error as error:
+            close_quietly(connection)
+            raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
+        except BaseException:
+            close_quietly(connection)
+            raise
+        try:
+            self._idle.put_nowait(connection)
+        except queue.Full:
+            close_quietly(connection)
+
+    def close(self) -> None:
+        """Close what is idle. May be called twice."""
+        while True:
+            try:
+                close_quietly(self._idle.get_nowait())
+            except queue.Empty:
+                return
+
+    def read(self, query: Query) -> Page:
+        """See ``EventStore.read``."""
+        with self.snapshot() as connection:
+            scan = _plan(connection, query)
+            return Page([], None) if scan is None else _read_page(connection, query, scan)
+
+    def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
+        """See ``EventStore.missing``."""
+        with self.snapshot() as connection:
+            found = {
+                event_id
+                for (event_id,) in connection.execute(
+                    "SELECT e.event_id FROM json_each(?) ids CROSS JOIN events e "
+                    "ON e.topic_id = (SELECT topic_id FROM topics WHERE topic = ?) AND e.event_id = ids.value",
+                    (msgspec.json.encode(event_ids).decode(), topic),
+                )
+            }
+        return [event_id for event_id in event_ids if event_id not in found]
+
+    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+        """See ``EventStore.topics``."""
+        with self.snapshot() as connection:
+            return [
+                TopicInfo(*row)
+                for row in connection.execute(
+                    "SELECT topic, stored, duplicates, conflicts, first_seq, last_seq, last_timestamp_ns "
+                    "FROM topics WHERE topic > ? ORDER BY topic LIMIT ?",
+                    (after, limit),
+                )
+            ]
+
+    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+        """See ``EventStore.conflicts``."""
+        found: list[Conflict] = []
+        size = 0
+        with self.snapshot() as connection:
+            for row in connection.execute(
+                "SELECT c.number, c.seq, t.topic, e.event_id, c.source, c.payload, c.count, c.first_at_ns, "
+                "c.last_at_ns FROM conflicts c CROSS JOIN events e ON e.seq = c.seq "
+                "CROSS JOIN topics t ON t.topic_id = e.topic_id WHERE c.number > ? ORDER BY c.number LIMIT ?",
+                (after, limit),
+            ):
+                found.append(Conflict(*row))
+                size += len(found[-1].payload)
+                if size > PAGE_BYTES_MAX:
+                    break
+        return found
+
+    def summary(self) -> Summary:
+        """See ``EventStore.summary``."""
+        with self.snapshot() as connection:
+            row = connection.execute(
+                "SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events), (SELECT count(*) FROM topics), "
+                "received, stored, duplicate, conflict FROM log"
+            ).get
+        log_id, head, topics_count, *counts = row
+        return Summary(log_id, head, topics_count, Lifetime(*counts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """A walk along one index. ``bounds`` are met by the index itself, ``filters`` row by row."""
+
+    index: str
+    key: tuple[str, ...]
+    direction: str
+    bounds: list[tuple[str, Any]]
+    filters: list[tuple[str, Any]]
+
+    @property
+    def order(self) -> str:
+        return ", ".join(f"e.{column} {self.direction}" for column in self.key)
+
+    def beyond(self, position: tuple[int, ...], comparison: str) -> tuple[str, tuple[int, ...]]:
+        columns, marks = ", ".join(f"e.{column}" for column in self.key), ", ".join("?" * len(self.key))
+        return f"({columns}) {comparison} ({marks})", position
+
+
+def _plan(connection: apsw.Connection, query: Query) -> _Scan | None:
+    """Choose the index to walk. None where nothing can match."""
+    bounds: list[tuple[str, Any]] = []
+    filters: list[tuple[str, Any]] = []
+    one_topic = False
+    if query.topic is not None:
+        topic_ids = _topic_ids(connection, query.topic)
+        if not topic_ids:
+            return None
+        one_topic = len(topic_ids) == 1
+        if one_topic:
+            bounds.append(("e.topic_id = ?", topic_ids[0]))
+        else:
+            filters.append(("e.topic_id IN (SELECT value FROM json_each(?))", msgspec.json.encode(topic_ids).decode()))
+    by_time = query.order.by_time
+    time_conditions = bounds if by_time and query.event_id is None else filters
+    if query.since_ns is not None:
+        time_conditions.append(("e.timestamp_ns >= ?", query.since_ns))
+    if query.until_ns is not None:
+        time_conditions.append(("e.timestamp_ns < ?", query.until_ns))
+    seq_conditions = filters if by_time else bounds
+    if query.after:
+        seq_conditions.append(("e.seq > ?", query.after))
+    if query.up_to is not None:
+        seq_conditions.append(("e.seq <= ?", query.up_to))
+    if query.source is not None:
+        filters.append(("e.source = ?", query.source))
+    if query.event_id is not None:
+        bounds.append(("e.event_id = ?", query.event_id))
+        index = "INDEXED BY events_by_identity"
+    elif by_time:
+        index = "INDEXED BY events_by_topic_time" if one_topic else "INDEXED BY events_by_time"
+    else:
+        index = "INDEXED BY events_by_topic" if one_topic else "NOT INDEXED"
+    key = ("timestamp_ns", "seq") if by_time else ("seq",)
+    return _Scan(index, key, "DESC" if query.order.descending else "ASC", bounds, filters)
+
+
+def _topic_ids(connection: apsw.Connection, topic: str) -> list[int]:
+    if not is_pattern(topic):
+        return [topic_id for (topic_id,) in connection.execute("SELECT topic_id FROM topics WHERE topic = ?", (topic,))]
+    return [
+        topic_id for topic_id, name in connection.execute("SELECT topic_id, topic FROM topics") if matches(topic, name)
+    ]
+
+
+def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
+    conditions = list(scan.bounds)
+    if query.position is not None:
+        position = (query.position.timestamp_ns, query.position.seq) if query.order.by_time else (query.position.seq,)
+        conditions.append(scan.beyond(position, "<" if query.order.descending else ">"))
+    window_end = _window_end(connection, scan, conditions) if scan.filters else None
+    if window_end is not None:
+        conditions.append(scan.beyond(window_end, ">=" if query.order.descending else "<="))
+    where, bindings = _where(conditions + scan.filters)
+    statement = f"FROM events e {scan.index} {_EVENT_JOINS} {where} ORDER BY {scan.order} LIMIT ?"
+    try:
+        rows = connection.execute(f"SELECT {_EVENT_COLUMNS} {statement}", (*bindings, query.limit + 1))
+        found, cut = _take(rows, query.limit)
+    except UnicodeDecodeError:  # a damaged text: find out which row, and give the others
+        rows = connection.execute(f"SELECT e.seq, e.timestamp_ns {statement}", (*bindings, query.limit + 1))
+        return _read_damaged_page(connection, rows, query.limit)
+    events = _readable(found)
+    if cut:
+        return Page(events, Position(found[-1].seq, found[-1].timestamp_ns))
+    if window_end is not None:
+        return Page(events, Position(window_end[-1], window_end[0] if query.order.by_time else 0))
+    return Page(events, None)
+
+
+def _window_end(connection: apsw.Connection, scan: _Scan, conditions: list[tuple[str, Any]]) -> tuple[int, ...] | None:
+    """Return the key of the last row that one page may look at, or None if the index ends before it."""
+    where, bindings = _where(conditions)
+    columns = ", ".join(f"e.{column}" for column in scan.key)
+    row = connection.execute(
+        f"SELECT {columns} FROM events e {scan.index} {where} ORDER BY {scan.order} LIMIT 1 OFFSET {SCAN_ROWS_MAX - 1}",
+        bindings,
+    ).fetchone()
+    return None if row is None else tuple(row)
+
+
+def _where(conditions: list[tuple[str, Any]]) -> tuple[str, tuple[Any, ...]]:
+    """Join conditions, each with the value or values of its marks. All SQL text in them is from this file."""
+    if not conditions:
+        return "", ()
+    bindings: list[Any] = []
+    for _, value in conditions:
+        bindings.extend(value if isinstance(value, tuple) else (value,))
+    return "WHERE " + " AND ".join(text for text, _ in conditions), tuple(bindings)
+
+
+def _take(rows: Iterator[Any], limit: int) -> tuple[list[StoredEvent], bool]:
+    """Take rows up to the page's limits; also tell whether there was one more."""
+    found: list[StoredEvent] = []
+    size = 0
+    for row in rows:
+        if len(found) == limit or size > PAGE_BYTES_MAX:
+            return found, True
+        event = StoredEvent(*row)
+        found.append(event)
+        size += len(event.payload)
+    return found, False
+
+
+def _readable(events: list[StoredEvent]) -> list[StoredEvent | Unreadable]:
+    if jsonvalue.is_readable([event.payload for event in events]):
+        return list(events)
+    return [
+        event
+        if jsonvalue.is_readable([event.payload])
+        else Unreadable(event.seq, "the payload is not valid JSON: the row is damaged")
+        for event in events
+    ]
+
+
+def _read_damaged_page(connection: apsw.Connection, rows: Iterator[Any], limit: int) -> Page:
+    keys = list(rows)
+    events: list[StoredEvent | Unreadable] = []
+    for seq, _ in keys[:limit]:
+        try:
+            row = connection.execute(
+                f"SELECT {_EVENT_COLUMNS} FROM events e {_EVENT_JOINS} WHERE e.seq = ?",
+                (seq,),
+            ).fetchone()
+            assert row is not None  # it was found in the same transaction
+            events.extend(_readable([StoredEvent(*row)]))
+        except UnicodeDecodeError:
+            events.append(Unreadable(seq, "a text is not valid UTF-8: the row is damaged"))
+    return Page(events, Position(*keys[limit - 1]) if len(keys) > limit else None)

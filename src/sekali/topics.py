@@ -1,0 +1,65 @@
+"""Topic names and the patterns that readers match them with.
+
+A topic is a path such as ``app/prod/api``. In a pattern ``*`` stands for exactly one segment and ``**`` for any number
+of segments, none included: ``app/*/api``, ``app/**``. No character of a pattern is legal in a topic, so a text is
+either a topic or a pattern, never both.
+"""
+
+import re
+from functools import lru_cache
+
+TOPIC_BYTES_MAX = 255
+
+_SEGMENT = r"[A-Za-z0-9._~:@=-]+"
+_TOPIC = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*", re.ASCII)
+_PATTERN = re.compile(rf"(?:{_SEGMENT}|\*\*?)(?:/(?:{_SEGMENT}|\*\*?))*", re.ASCII)
+_ALPHABET = "letters, digits and ._~:@=-"
+
+
+@lru_cache(maxsize=4096)
+def topic_fault(topic: str) -> str | None:
+    """Say what is wrong with a topic name, or None for a good one."""
+    if _TOPIC.fullmatch(topic) is None:
+        return f"not a topic: segments of {_ALPHABET}, separated by single slashes"
+    return _path_fault(topic)
+
+
+def pattern_fault(pattern: str) -> str | None:
+    """Say what is wrong with a topic or topic pattern, or None for a good one."""
+    if _PATTERN.fullmatch(pattern) is None:
+        return f"neither a topic nor a pattern: segments of {_ALPHABET}, or * or **, separated by single slashes"
+    return _path_fault(pattern)
+
+
+def _path_fault(path: str) -> str | None:
+    if len(path) > TOPIC_BYTES_MAX:  # the alphabet is ASCII: characters are bytes
+        return f"{len(path)} bytes long, at most {TOPIC_BYTES_MAX} are allowed"
+    if any(segment in {".", ".."} for segment in path.split("/")):
+        return "a segment may not be . or .."
+    return None
+
+
+def is_pattern(text: str) -> bool:
+    """Tell whether a reader's topic is a pattern rather than one exact topic."""
+    return "*" in text
+
+
+@lru_cache(maxsize=256)
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression whose ``fullmatch`` is the pattern's match. The pattern must be valid."""
+    expression = ""
+    # Each segment brings the slash before it; a leading slash is put before the topic when matching, so that ``**``
+    # can stand for no segment at either end.
+    for segment in pattern.split("/"):
+        if segment == "**":
+            expression += f"(?:/{_SEGMENT})*"
+        elif segment == "*":
+            expression += f"/{_SEGMENT}"
+        else:
+            expression += "/" + re.escape(segment)
+    return re.compile(expression, re.ASCII)
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Tell whether a topic matches a pattern (an exact topic is a pattern that matches itself)."""
+    return compile_pattern(pattern).fullmatch("/" + topic) is not None
