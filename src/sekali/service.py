@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -20,7 +20,7 @@ from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
 from sekali.api.read import Reading, StreamCut
 from sekali.consumer import Consumer
-from sekali.errors import StartupError, StoreBroken
+from sekali.errors import StartupError
 from sekali.metrics import Metrics
 from sekali.ports import EventStore
 from sekali.settings import ServerSettings
@@ -32,27 +32,35 @@ LISTEN_BACKLOG = 1024
 log = structlog.get_logger("sekali")
 
 
-def serve(settings: ServerSettings) -> int:
+def open_store(settings: ServerSettings) -> EventStore:
+    """Open the store that the settings name.
+
+    Raises:
+        StartupError: it cannot be used; the message says what to do.
+        StoreBroken: it cannot be opened.
+
+    """
+    return SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max)
+
+
+def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], EventStore] = open_store) -> int:
     """Run the server until SIGTERM or SIGINT, and return the exit code.
 
-    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``.
+    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``. A store of one's
+    own, such as one that injects faults, comes in through ``open_store``.
 
     Raises:
         StartupError: it cannot start; the message says what to do.
+        StoreBroken: the store cannot be opened.
 
     """
     configure_logging(settings.log_level)
-    listener = _listen(settings)
-    try:
-        store: EventStore = SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max)
-    except StoreBroken as error:
-        raise StartupError(str(error)) from error
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, store, listener))
-    finally:
-        listener.close()
-        store.close()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(settings))
+        store = open_store(settings)
+        stack.callback(store.close)
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        return runner.run(_serve(settings, store, listener))
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,220 @@
+"""The offline audit behind ``sekali verify``: does the file hold what the promise says?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from sekali import jsonvalue
+from sekali.errors import StoreBroken
+from sekali.event import event_id_fault
+from sekali.stores.sqlite_file import FolderLock, close_quietly, open_reader
+from sekali.topics import topic_fault
+
+FAILURES_LISTED_MAX = 20
+ROWS_AT_ONCE = 5000
+
+
+@dataclass
+class Check:
+    """One thing that has to hold. ``failures`` lists the first few places where it does not."""
+
+    name: str
+    failures: list[str] = field(default_factory=list)
+    failure_count: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds."""
+        return self.failure_count == 0
+
+    def fail(self, place: str) -> None:
+        """Note a place where it does not hold."""
+        self.failure_count += 1
+        if len(self.failures) < FAILURES_LISTED_MAX:
+            self.failures.append(place)
+
+
+@dataclass
+class Report:
+    """What an audit found. ``ok`` when every check holds."""
+
+    db_path: str
+    log_id: str
+    events: int
+    checks: list[Check]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as a JSON document."""
+        checks = [{"name": check.name, "ok": check.ok, **asdict(check)} for check in self.checks]
+        return {"ok": self.ok, "db_path": self.db_path, "log_id": self.log_id, "events": self.events, "checks": checks}
+
+
+# Told how many of how many rows are done.
+Progress = Callable[[int, int], None]
+
+
+def audit(db_path: Path, progress: Progress) -> Report:
+    """Check a store that no server has open.
+
+    Raises:
+        StartupError: a server has it open.
+        StoreBroken: it cannot be opened, or is too damaged to be walked through.
+
+    """
+    if not db_path.is_file():
+        raise StoreBroken(f"there is no store at {db_path}; name it with --db-path or DB_PATH")
+    lock = FolderLock(db_path)
+    try:
+        connection = open_reader(db_path)
+        try:
+            connection.execute("BEGIN")  # one moment for all checks
+            return _audit(connection, db_path, progress)
+        except apsw.Error as error:
+            raise StoreBroken(f"{db_path} cannot be read through: {error}; restore a backup") from error
+        finally:
+            close_quietly(connection)
+    finally:
+        lock.release()
+
+
+def _audit(connection: apsw.Connection, db_path: Path, progress: Progress) -> Report:
+    log_id, events = connection.execute("SELECT log_id, (SELECT count(*) FROM events) FROM log").get
+    checks = [
+        _check_integrity(connection),
+        _check_rows(connection, events, progress),
+        _check_seqs(connection, events),
+        _check_identities(connection),
+        _check_counters(connection),
+        _check_topics(connection),
+        _check_references(connection),
+    ]
+    return Report(str(db_path), log_id, events, checks)
+
+
+def _check_integrity(connection: apsw.Connection) -> Check:
+    check = Check("SQLite finds no damage in the file")
+    for (line,) in connection.execute(f"PRAGMA integrity_check({FAILURES_LISTED_MAX})"):
+        if line != "ok":
+            check.fail(line)
+    return check
+
+
+def _check_rows(connection: apsw.Connection, events: int, progress: Progress) -> Check:
+    check = Check("every event can be read back")
+    done = 0
+    processed_at_ns = 0
+    for rows in _chunks(connection):
+        # All payloads of a chunk at once; only where that fails, one by one.
+        payloads_ok = jsonvalue.is_readable(payload for *_, payload in rows)
+        for seq, event_id, source, row_processed_at_ns, payload in rows:
+            if not payloads_ok and not jsonvalue.is_readable([payload]):
+                check.fail(f"seq {seq}: the payload is not JSON in UTF-8")
+            if (text := _utf8(event_id)) is None or event_id_fault(text) is not None:
+                check.fail(f"seq {seq}: the event_id is damaged")
+            if _utf8(source) is None:
+                check.fail(f"seq {seq}: the source is damaged")
+            if row_processed_at_ns < processed_at_ns:
+                check.fail(f"seq {seq}: processed_at is before that of the event before it")
+            processed_at_ns = row_processed_at_ns
+        done += len(rows)
+        progress(done, events)
+    return check
+
+
+def _chunks(connection: apsw.Connection) -> Iterator[list[tuple[Any, ...]]]:
+    # Texts as blobs: a damaged one must not end the walk.
+    cursor = connection.execute(
+        "SELECT seq, CAST(event_id AS BLOB), CAST(source AS BLOB), processed_at_ns, payload "
+        "FROM events NOT INDEXED ORDER BY seq"
+    )
+    while rows := [row for row, _ in zip(cursor, range(ROWS_AT_ONCE), strict=False)]:
+        yield rows
+
+
+def _utf8(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _check_seqs(connection: apsw.Connection, events: int) -> Check:
+    check = Check("seq goes from 1 without a gap")
+    first, last = connection.execute("SELECT min(seq), max(seq) FROM events").get
+    if events and (first != 1 or last != events):
+        check.fail(f"{events} events, the first has seq {first} and the last {last}")
+    return check
+
+
+def _check_identities(connection: apsw.Connection) -> Check:
+    check = Check("every identity is there once")
+    # NOT INDEXED: the proof must not rest on the index that is meant to ensure it.
+    for count, seqs in connection.execute(
+        "SELECT count(*), group_concat(seq) FROM events NOT INDEXED GROUP BY topic_id, event_id HAVING count(*) > 1"
+    ):
+        check.fail(f"the same identity {count} times: seq {seqs}")
+    return check
+
+
+def _check_counters(connection: apsw.Connection) -> Check:
+    check = Check("the counters equal the rows")
+    received, stored, duplicate, conflict = connection.execute(
+        "SELECT received, stored, duplicate, conflict FROM log"
+    ).get
+    events, duplicates, variants = connection.execute(
+        "SELECT (SELECT count(*) FROM events), (SELECT coalesce(sum(count), 0) FROM duplicates), "
+        "(SELECT coalesce(sum(count), 0) FROM conflicts)"
+    ).get
+    if received != stored + duplicate + conflict:
+        check.fail(f"received is {received}, and {stored} stored + {duplicate} duplicate + {conflict} conflict is not")
+    if stored != events:
+        check.fail(f"{stored} stored, and {events} events")
+    if duplicate != duplicates:
+        check.fail(f"{duplicate} duplicate, and {duplicates} by event")
+    if conflict < variants:  # variants may have been dropped to save room
+        check.fail(f"{conflict} conflict, and {variants} by variant")
+    return check
+
+
+def _check_topics(connection: apsw.Connection) -> Check:
+    check = Check("the figures of each topic equal its rows")
+    for topic, *figures in connection.execute(
+        "SELECT t.topic, t.stored, e.stored, t.first_seq, e.first_seq, t.last_seq, e.last_seq, "
+        "t.last_timestamp_ns, e.last_timestamp_ns, t.duplicates, e.duplicates FROM topics t LEFT JOIN ("
+        "SELECT e.topic_id, count(*) AS stored, min(e.seq) AS first_seq, max(e.seq) AS last_seq, "
+        "max(e.timestamp_ns) AS last_timestamp_ns, coalesce(sum(d.count), 0) AS duplicates "
+        "FROM events e NOT INDEXED LEFT JOIN duplicates d ON d.seq = e.seq GROUP BY e.topic_id"
+        ") e ON e.topic_id = t.topic_id"
+    ):
+        if (fault := topic_fault(topic)) is not None:
+            check.fail(f"{topic}: {fault}")
+        if figures[0::2] != figures[1::2]:
+            check.fail(f"{topic}: kept {figures[0::2]}, counted {figures[1::2]}")
+    kept, counted = connection.execute(
+        "SELECT (SELECT coalesce(sum(conflicts), 0) FROM topics), (SELECT conflict FROM log)"
+    ).get
+    if kept != counted:
+        check.fail(f"{kept} conflicts by topic, and {counted} in all")
+    return check
+
+
+def _check_references(connection: apsw.Connection) -> Check:
+    check = Check("every duplicate count, variant and topic belongs to an event")
+    for table, column, target in (
+        ("duplicates", "seq", "events"),
+        ("conflicts", "seq", "events"),
+        ("events", "topic_id", "topics"),
+    ):
+        for (value,) in connection.execute(
+            f"SELECT DISTINCT {column} FROM {table} WHERE {column} NOT IN (SELECT {column} FROM {target})"
+        ):
+            check.fail(f"{table}: there is no {column} {value} in {target}")
+    return check

@@ -1,0 +1,120 @@
+"""Helpers for tests, ours and those of our users: a clock to set by hand, and stores that fail, wait or repeat.
+
+The stores are decorators: each wraps a real one and keeps the ``EventStore`` port.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sekali.errors import CommitUnknown
+from sekali.event import Batch, Verdict
+from sekali.ports import Conflict, EventStore, Page, Query, Summary, TopicInfo
+
+
+class FakeClock:
+    """A clock that moves only when told to. ``ns`` is the time it shows."""
+
+    def __init__(self, ns: int = 1_800_000_000_000_000_000) -> None:
+        self.ns = ns
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock; backwards with a negative number."""
+        self.ns += round(seconds * 1e9)
+
+
+class WrappedStore:
+    """An ``EventStore`` that passes everything on. Its children change one thing."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+
+    def prepare(self, batch: Batch) -> Any:
+        return self._store.prepare(batch)
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        return self._store.commit(prepared)
+
+    def reopen(self) -> None:
+        self._store.reopen()
+
+    def read(self, query: Query) -> Page:
+        return self._store.read(query)
+
+    def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
+        return self._store.missing(topic, event_ids)
+
+    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+        return self._store.topics(after, limit)
+
+    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+        return self._store.conflicts(after, limit)
+
+    def summary(self) -> Summary:
+        return self._store.summary()
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class FailingStore(WrappedStore):
+    """Fails commits on demand. ``failures_left`` commits fail, before they reach the store or after.
+
+    ``failed`` counts the failures, so that a test can assert that its fault happened.
+    """
+
+    def __init__(self, store: EventStore, *, failures_left: int = 0, after_commit: bool = False) -> None:
+        super().__init__(store)
+        self.failures_left = failures_left
+        self.after_commit = after_commit
+        self.failed = 0
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        if self.failures_left <= 0:
+            return super().commit(prepared)
+        self.failures_left -= 1
+        self.failed += 1
+        if self.after_commit:
+            super().commit(prepared)
+        raise CommitUnknown("commit failed: injected")
+
+
+class GatedStore(WrappedStore):
+    """Holds every commit back until ``gate`` is set; ``reached`` tells that one waits there."""
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store)
+        self.gate = threading.Event()
+        self.reached = threading.Event()
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        self.reached.set()
+        self.gate.wait()
+        return super().commit(prepared)
+
+
+class HookedStore(WrappedStore):
+    """Calls ``after_commit`` with the number of the commit, from 1, between a commit and its answer."""
+
+    def __init__(self, store: EventStore, after_commit: Callable[[int], None]) -> None:
+        super().__init__(store)
+        self._after_commit = after_commit
+        self._commits = 0
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        verdicts = super().commit(prepared)
+        self._commits += 1
+        self._after_commit(self._commits)
+        return verdicts
+
+
+class DuplicatingStore(WrappedStore):
+    """Commits every batch twice and gives the verdicts of the first: as if every publisher had sent it again."""
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        verdicts = super().commit(prepared)
+        super().commit(prepared)
+        return verdicts
