@@ -1,0 +1,394 @@
+"""What every store promises. One suite; no store may skip a line of it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from batches import CONFLICT, DUPLICATE, INVALID, STORED, batch, commit, publish, read_all
+
+from sekali.errors import CommitUnknown
+from sekali.ports import EventStore, Lifetime, Order, Position, Query, StoredEvent
+from sekali.stores.memory import MemoryStore
+from sekali.stores.sqlite import SqliteStore
+from sekali.testing import DuplicatingStore, FailingStore, FakeClock
+
+TOPICS_MAX = 5
+CONFLICT_BYTES_MAX = 1000
+
+Make = Callable[[Path, FakeClock], EventStore]
+
+
+def _memory(_: Path, clock: FakeClock) -> EventStore:
+    return MemoryStore(clock, topics_max=TOPICS_MAX, conflict_bytes_max=CONFLICT_BYTES_MAX)
+
+
+def _sqlite(folder: Path, clock: FakeClock) -> EventStore:
+    return SqliteStore(folder / "store.db", clock, topics_max=TOPICS_MAX, conflict_bytes_max=CONFLICT_BYTES_MAX)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(params=[_memory, _sqlite], ids=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[EventStore]:
+    make: Make = request.param
+    made = make(tmp_path, clock)
+    yield made
+    made.close()
+    made.close()  # closing twice is allowed
+
+
+def lifetime(store: EventStore) -> Lifetime:
+    return store.summary().lifetime
+
+
+def seqs(store: EventStore, query: Query) -> list[int]:
+    return [event.seq for event in read_all(store, query)]
+
+
+class TestDedup:
+    def test_an_event_is_stored_once_however_often_it_is_sent(self, store: EventStore) -> None:
+        assert publish(store, ("a", "1")) == [(STORED, 1)]
+        assert publish(store, ("a", "1")) == [(DUPLICATE, 1)]
+        assert publish(store, ("a", "1"), ("a", "1")) == [(DUPLICATE, 1), (DUPLICATE, 1)]
+        assert seqs(store, Query()) == [1]
+        assert lifetime(store) == Lifetime(received=4, stored=1, duplicate=3)
+
+    def test_duplicates_inside_one_batch_and_inside_one_commit(self, store: EventStore) -> None:
+        first, second = commit(store, batch(("a", "1"), ("a", "1"), ("a", "2")), batch(("a", "2"), ("b", "2")))
+        assert [verdict.outcome for verdict in first] == [STORED, DUPLICATE, STORED]
+        assert [verdict.outcome for verdict in second] == [DUPLICATE, STORED]
+        assert [verdict.seq for verdict in first + second] == [1, 1, 2, 2, 3]
+
+    def test_the_same_id_in_another_topic_is_another_event(self, store: EventStore) -> None:
+        assert publish(store, ("a", "1"), ("b", "1")) == [(STORED, 1), (STORED, 2)]
+
+    def test_ids_are_compared_byte_for_byte(self, store: EventStore) -> None:
+        ids = ["x", "X", "x ", " x", "é", "e", "0", "00", "x\u200b"]
+        assert publish(store, *[("a", event_id) for event_id in ids]) == [
+            (STORED, seq) for seq in range(1, len(ids) + 1)
+        ]
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (b'{"a":1,"b":2}', b'{"b":2,"a":1}'),
+            (b'{"a":1}', b'{ "a" : 1 }'),
+            (b"1", b"1.0"),
+            (b"1e2", b"100"),
+            (b'"\\u0041"', b'"A"'),
+            (b"0", b"-0.0"),
+            (b"[1,[2.50]]", b"[1.0, [25e-1]]"),
+        ],
+    )
+    def test_payloads_are_compared_as_json_values(self, store: EventStore, first: bytes, second: bytes) -> None:
+        publish(store, ("a", "1", first))
+        assert publish(store, ("a", "1", second)) == [(DUPLICATE, 1)]
+        (event,) = read_all(store, Query())
+        assert event.payload == first
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (b"1", b"2"),
+            (b"1", b"true"),
+            (b"0", b"false"),
+            (b"null", b"0"),
+            (b"[1,2]", b"[2,1]"),
+            (b'{"a":1}', b'{"a":1,"b":null}'),
+            (b"9007199254740993", b"9007199254740992"),
+            (b"0.1", b"0.10000000000000001"),
+            (b'"1"', b"1"),
+        ],
+    )
+    def test_another_payload_is_a_conflict(self, store: EventStore, first: bytes, second: bytes) -> None:
+        publish(store, ("a", "1", first))
+        assert publish(store, ("a", "1", second)) == [(CONFLICT, 1)]
+        (event,) = read_all(store, Query())
+        assert event.payload == first
+
+    def test_another_source_is_a_conflict_and_another_time_is_not(self, store: EventStore) -> None:
+        publish(store, ("a", "1", b"{}", "host-1"))
+        assert publish(store, ("a", "1", b"{}", "host-2")) == [(CONFLICT, 1)]
+        later = batch(("a", "1", b"{}", "host-1"))
+        later.timestamps_ns = [5]
+        assert [verdict.outcome for verdict in commit(store, later)[0]] == [DUPLICATE]
+
+    def test_missing_tells_what_is_not_stored_in_the_order_asked(self, store: EventStore) -> None:
+        publish(store, ("a", "1"), ("b", "2"))
+        assert store.missing("a", ["3", "1", "2", "3"]) == ["3", "2", "3"]
+        assert store.missing("unknown", ["1"]) == ["1"]
+        assert store.missing("a", []) == []
+
+
+class TestConcurrency:
+    def test_readers_see_whole_commits_in_order_while_the_writer_writes(self, store: EventStore) -> None:
+        done = threading.Event()
+        trouble: list[str] = []
+
+        def watch() -> None:
+            seen = 0
+            while not done.is_set() or seen < 100 * 10:
+                page = store.read(Query(after=seen))
+                found = [event.seq for event in page.events]
+                if found != list(range(seen + 1, seen + 1 + len(found))):
+                    trouble.append(f"after {seen} came {found}")
+                    return
+                if len(found) % 10:
+                    trouble.append(f"a commit of 10 was seen in part: {len(found)}")
+                    return
+                seen += len(found)
+
+        watchers = [threading.Thread(target=watch) for _ in range(3)]
+        for watcher in watchers:
+            watcher.start()
+        for number in range(100):
+            publish(store, *[("a", f"{number}-{place}") for place in range(10)])
+        done.set()
+        for watcher in watchers:
+            watcher.join(60)
+            assert not watcher.is_alive()
+        assert trouble == []
+
+    def test_preparing_on_many_threads_changes_nothing(self, store: EventStore) -> None:
+        batches = [batch(("a", str(number)), ("a", "same")) for number in range(50)]
+        prepared: dict[int, object] = {}
+        threads = [
+            threading.Thread(target=lambda number=number: prepared.setdefault(number, store.prepare(batches[number])))  # type: ignore[misc]
+            for number in range(50)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert store.summary().head == 0
+        verdicts = store.commit([prepared[number] for number in range(50)])
+        assert sum(verdict.outcome is STORED for answer in verdicts for verdict in answer) == 51
+
+
+class TestFailures:
+    def test_after_a_failed_commit_the_retry_settles_it(self, store: EventStore) -> None:
+        for after_commit, expected in ((False, STORED), (True, DUPLICATE)):
+            failing = FailingStore(store, failures_left=1, after_commit=after_commit)
+            event = ("a", f"event {after_commit}")
+            with pytest.raises(CommitUnknown):
+                publish(failing, event)
+            failing.reopen()
+            assert publish(failing, event)[0][0] is expected
+            assert failing.failed == 1
+        assert seqs(store, Query()) == [1, 2]
+
+    def test_everything_sent_twice_is_stored_once(self, store: EventStore) -> None:
+        duplicating = DuplicatingStore(store)
+        assert publish(duplicating, ("a", "1"), ("a", "2")) == [(STORED, 1), (STORED, 2)]
+        assert lifetime(store) == Lifetime(received=4, stored=2, duplicate=2)
+
+    def test_a_commit_of_nothing_is_allowed(self, store: EventStore) -> None:
+        assert store.commit([]) == []
+        assert commit(store, batch()) == [[]]
+        assert store.summary().head == 0
+
+    def test_reopening_forgets_nothing(self, store: EventStore) -> None:
+        publish(store, ("a", "1"), ("a", "1"), ("a", "1", b"1"))
+        before = store.summary(), store.topics("", 10), store.conflicts(0, 10), read_all(store, Query())
+        store.reopen()
+        assert (store.summary(), store.topics("", 10), store.conflicts(0, 10), read_all(store, Query())) == before
+        assert publish(store, ("a", "2"), ("a", "1")) == [(STORED, 2), (DUPLICATE, 1)]
+
+
+class TestTime:
+    def test_processed_at_never_falls_though_the_clock_does(self, store: EventStore, clock: FakeClock) -> None:
+        start_ns = clock.ns
+        for number, seconds in enumerate((0, 10, -3600, 1, 7200)):
+            clock.advance(seconds)
+            publish(store, ("a", str(number)))
+        store.reopen()
+        clock.advance(-86400)
+        publish(store, ("a", "after"))
+        times = [event.processed_at_ns - start_ns for event in read_all(store, Query())]
+        assert times == [0, 10 * 10**9, 10 * 10**9, 10 * 10**9, 3611 * 10**9, 3611 * 10**9]
+
+    def test_duplicates_are_counted_with_the_time_of_the_last(self, store: EventStore, clock: FakeClock) -> None:
+        publish(store, ("a", "1"), ("a", "2"))
+        clock.advance(5)
+        publish(store, ("a", "1"), ("a", "1"))
+        clock.advance(5)
+        publish(store, ("a", "1"), ("a", "1", b"other"[:0] + b"7"))
+        one, two = read_all(store, Query())
+        assert (one.duplicates, one.last_duplicate_at_ns) == (3, clock.ns)
+        assert (two.duplicates, two.last_duplicate_at_ns) == (0, None)
+
+
+class TestConflicts:
+    def test_a_variant_is_kept_once_for_each_content(self, store: EventStore, clock: FakeClock) -> None:
+        publish(store, ("a", "1", b"1"), ("a", "2", b"1"))
+        publish(store, ("a", "1", b'{"x":1,"y":2}'))
+        clock.advance(1)
+        publish(store, ("a", "1", b'{"y":2.0,"x":1}'), ("a", "1", b"3", "host"), ("a", "2", b"3"))
+        first, second, third = store.conflicts(0, 10)
+        assert (first.seq, first.topic, first.event_id) == (1, "a", "1")
+        assert (first.payload, first.source, first.count) == (b'{"x":1,"y":2}', "", 2)
+        assert first.last_at_ns - first.first_at_ns == 10**9
+        assert (second.seq, second.payload, second.source, second.count) == (1, b"3", "host", 1)
+        assert (third.seq, third.payload) == (2, b"3")
+        assert lifetime(store).conflict == 4
+        assert store.conflicts(first.number, 1) == [second]
+
+    def test_beyond_the_maximum_the_oldest_variants_go_and_the_counts_stay(self, store: EventStore) -> None:
+        publish(store, ("a", "1"))
+        for number in range(10):
+            publish(store, ("a", "1", b'"%d%s"' % (number, b"x" * 250)))
+        kept = store.conflicts(0, 100)
+        assert [conflict.payload[1:2] for conflict in kept] == [b"7", b"8", b"9"]
+        assert lifetime(store).conflict == 10
+        publish(store, ("a", "1", b'"%d%s"' % (0, b"x" * 250)))
+        numbers = [conflict.number for conflict in store.conflicts(0, 100)]
+        assert numbers == sorted(numbers) and numbers[-1] > kept[-1].number  # a number is never used again
+        publish(store, ("a", "1", b'"%s"' % (b"y" * 2000)))
+        assert store.conflicts(0, 100) == []
+
+
+class TestTopics:
+    def test_figures_of_each_topic(self, store: EventStore) -> None:
+        publish(store, ("b", "1"), ("a", "1"), ("b", "2"), ("b", "1"), ("b", "1", b"7"))
+        a, b = store.topics("", 10)
+        assert (a.topic, a.stored, a.duplicates, a.conflicts, a.first_seq, a.last_seq) == ("a", 1, 0, 0, 2, 2)
+        assert (b.topic, b.stored, b.duplicates, b.conflicts, b.first_seq, b.last_seq) == ("b", 2, 1, 1, 1, 3)
+        assert (a.last_timestamp_ns, b.last_timestamp_ns) == (1001, 1002)
+        assert store.topics("a", 10) == [b] and store.topics("", 1) == [a] and store.topics("b", 10) == []
+        assert store.summary().topics_count == 2
+
+    def test_the_latest_event_time_does_not_fall_with_a_late_event(self, store: EventStore) -> None:
+        publish(store, ("a", "1"), ("a", "2"))
+        late = batch(("a", "3"))
+        late.timestamps_ns = [-5]
+        commit(store, late)
+        assert store.topics("", 10)[0].last_timestamp_ns == 1001
+
+    def test_an_event_of_one_topic_too_many_is_invalid_and_its_neighbours_are_stored(self, store: EventStore) -> None:
+        events = [(f"t{number}", "1") for number in range(TOPICS_MAX)]
+        publish(store, *events[:-1])
+        answer = commit(store, batch(events[-1], ("t-over", "1"), ("t0", "2"), ("t-over", "2")))[0]
+        assert [verdict.outcome for verdict in answer] == [STORED, INVALID, STORED, INVALID]
+        assert [verdict.seq for verdict in answer] == [TOPICS_MAX, None, TOPICS_MAX + 1, None]
+        assert "TOPICS_MAX" in str(answer[1].error)
+        assert lifetime(store).received == TOPICS_MAX + 1
+        assert publish(store, ("t-over", "1")) == [(INVALID, None)]
+
+    def test_all_or_nothing_stores_nothing_when_a_topic_is_refused(self, store: EventStore) -> None:
+        publish(store, *[(f"t{number}", "1") for number in range(TOPICS_MAX - 1)])
+        answer = commit(store, batch(("new-1", "1"), ("t0", "2"), ("new-2", "1"), strict=True))[0]
+        assert {verdict.outcome for verdict in answer} == {INVALID}
+        assert lifetime(store).received == TOPICS_MAX - 1
+        assert publish(store, ("new-3", "1")) == [(STORED, TOPICS_MAX)]  # the room was not used up
+
+    def test_two_batches_of_one_commit_share_the_room_for_topics(self, store: EventStore) -> None:
+        publish(store, *[(f"t{number}", "1") for number in range(TOPICS_MAX - 1)])
+        one, two = commit(store, batch(("x", "1")), batch(("y", "1"), ("x", "2")))
+        assert [verdict.outcome for verdict in one + two] == [STORED, INVALID, STORED]
+
+
+class TestReading:
+    @pytest.fixture
+    def filled(self, store: EventStore) -> EventStore:
+        """Nine events, seq 1 to 9, with event times 50, 10, 30, 30, 20, 30, 90, 80, 70."""
+        made = batch(
+            ("app/prod/api", "1", b"1", "h1"),
+            ("app/prod/db", "2", b"2", "h2"),
+            ("app/test/api", "3", b"3", "h1"),
+            ("app/prod/api", "4", b"4", "h2"),
+            ("app/prod/api", "5", b"5", "h1"),
+            ("other", "6", b"6", "h1"),
+            ("other", "7", b"7", ""),
+            ("app/prod/api", "8", b"8", "h1"),
+            ("app/prod", "9", b"9", "h1"),
+        )
+        made.timestamps_ns = [50, 10, 30, 30, 20, 30, 90, 80, 70]
+        made.source_seqs = [None, -5, 2**63 - 1, 0, None, None, None, None, None]
+        commit(store, made)
+        return store
+
+    def test_an_event_comes_back_as_it_was_sent(self, filled: EventStore, clock: FakeClock) -> None:
+        assert filled.read(Query(after=2, limit=1)).events == [
+            StoredEvent(3, "app/test/api", "3", 30, clock.ns, "h1", 2**63 - 1, b"3")
+        ]
+
+    @pytest.mark.parametrize(
+        ("query", "expected"),
+        [
+            (Query(), [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+            (Query(order=Order.SEQ_DESCENDING), [9, 8, 7, 6, 5, 4, 3, 2, 1]),
+            (Query(order=Order.TIMESTAMP), [2, 5, 3, 4, 6, 1, 9, 8, 7]),
+            (Query(order=Order.TIMESTAMP_DESCENDING), [7, 8, 9, 1, 6, 4, 3, 5, 2]),
+            (Query(topic="app/prod/api"), [1, 4, 5, 8]),
+            (Query(topic="app/prod/api", order=Order.SEQ_DESCENDING), [8, 5, 4, 1]),
+            (Query(topic="app/prod/api", order=Order.TIMESTAMP), [5, 4, 1, 8]),
+            (Query(topic="app/prod/api", order=Order.TIMESTAMP_DESCENDING), [8, 1, 4, 5]),
+            (Query(topic="app/*/api"), [1, 3, 4, 5, 8]),
+            (Query(topic="app/*/api", order=Order.TIMESTAMP), [5, 3, 4, 1, 8]),
+            (Query(topic="app/**"), [1, 2, 3, 4, 5, 8, 9]),
+            (Query(topic="*"), [6, 7]),
+            (Query(topic="**"), [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+            (Query(topic="nothing"), []),
+            (Query(topic="nothing/**"), []),
+            (Query(source="h2"), [2, 4]),
+            (Query(source=""), [7]),
+            (Query(source="h"), []),
+            (Query(since_ns=30), [1, 3, 4, 6, 7, 8, 9]),
+            (Query(since_ns=30, until_ns=50), [3, 4, 6]),
+            (Query(since_ns=30, until_ns=50, order=Order.TIMESTAMP_DESCENDING), [6, 4, 3]),
+            (Query(until_ns=30, order=Order.TIMESTAMP), [2, 5]),
+            (Query(since_ns=91), []),
+            (Query(after=6), [7, 8, 9]),
+            (Query(after=6, order=Order.SEQ_DESCENDING), [9, 8, 7]),
+            (Query(after=6, order=Order.TIMESTAMP), [9, 8, 7]),
+            (Query(after=9), []),
+            (Query(up_to=3), [1, 2, 3]),
+            (Query(after=2, up_to=5, order=Order.TIMESTAMP_DESCENDING), [4, 3, 5]),
+            (Query(topic="app/prod/api", event_id="4"), [4]),
+            (Query(topic="app/prod/api", event_id="2"), []),
+            (Query(topic="app/prod/api", event_id="4", order=Order.TIMESTAMP, since_ns=30, source="h2"), [4]),
+            (Query(topic="app/prod/api", event_id="4", source="h1"), []),
+            (Query(topic="app/prod/api", event_id="4", after=4), []),
+            (Query(topic="app/**", source="h1", since_ns=20, until_ns=80, after=1), [3, 5, 9]),
+        ],
+        ids=repr,
+    )
+    def test_queries(self, filled: EventStore, query: Query, expected: list[int]) -> None:
+        assert seqs(filled, query) == expected
+        for limit in (1, 2, 3, 9):
+            assert seqs(filled, replace(query, limit=limit)) == expected
+
+    def test_a_page_that_ends_exactly_has_no_next_one_or_an_empty_one(self, filled: EventStore) -> None:
+        page = filled.read(Query(limit=9))
+        assert page.next is None
+        assert filled.read(Query(limit=8)).next is not None
+
+    def test_late_events_neither_repeat_nor_hide_others_on_later_pages(self, filled: EventStore) -> None:
+        query = Query(order=Order.TIMESTAMP, limit=3)
+        first = filled.read(query)
+        late = batch(("other", "late"), ("other", "ahead"))
+        late.timestamps_ns = [5, 60]
+        commit(filled, late)
+        assert first.next is not None
+        rest = seqs(filled, replace(query, position=first.next))
+        assert [event.seq for event in first.events] == [2, 5, 3]
+        assert rest == [4, 6, 1, 11, 9, 8, 7]
+
+    def test_a_page_ends_at_its_size_in_bytes(self, store: EventStore) -> None:
+        payload = b'"%s"' % (b"x" * 1_000_000)
+        for number in range(12):
+            publish(store, ("a", str(number), payload))
+        page = store.read(Query())
+        assert 8 <= len(page.events) < 12
+        assert page.next is not None
+        assert seqs(store, Query()) == list(range(1, 13))
+
+    def test_positions_need_not_exist(self, filled: EventStore) -> None:
+        assert seqs(filled, Query(position=Position(100))) == []
+        assert seqs(filled, Query(order=Order.TIMESTAMP, position=Position(0, 30))) == [3, 4, 6, 1, 9, 8, 7]
+        assert seqs(filled, Query(order=Order.TIMESTAMP, position=Position(4, 30))) == [6, 1, 9, 8, 7]
