@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sekali.cli import publish, read
+from sekali.cli import publish, read, server
 
 app = typer.Typer(
     name="sekali",
@@ -31,11 +31,13 @@ def _options(
     pass
 
 
-# The server's own commands (serve, verify, backup) are registered here as well.
+app.command("serve", epilog=server.SERVE_EPILOG)(server.serve)
 app.command("publish", epilog=publish.EPILOG)(publish.publish)
 app.command("events", epilog=read.EVENTS_EPILOG)(read.events)
 app.command("tail", epilog=read.TAIL_EPILOG)(read.tail)
 app.command("stats", epilog=read.STATS_EPILOG)(read.stats)
+app.command("verify", epilog=server.VERIFY_EPILOG)(server.verify)
+app.command("backup", epilog=server.BACKUP_EPILOG)(server.backup)
 
 
 def main() -> None:

@@ -1,35 +1,30 @@
 """``sekali publish``: the load publisher, and the publisher of real input."""
 
-import os
-import stat
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sekali.cli.inputs import STDIN, Input, input_items, size_bytes, source_of
 from sekali.cli.options import Json, Url, load_settings, setting_option
 from sekali.cli.output import (
     EXIT_INTERRUPTED,
     EXIT_NOT_ALL,
+    EXIT_OK,
     console,
     error_console,
-    escape_controls,
     exit_code_of,
     print_error,
     write_json,
 )
-from sekali.cli.publishing import Screen, Stop, progress_screen, publish_all
+from sekali.cli.publishing import Stop, progress_screen, publish_all
 from sekali.cli.report import Report, print_report
-from sekali.client.batches import FLUSH_AFTER_S, REQUEST_BYTES_MAX, Pace, batches
-from sekali.client.errors import ClientError, Unreachable
-from sekali.client.http import GIVE_UP_AFTER_S, Server
-from sekali.client.lines import Item, Line, PlaceIds, line_events, ndjson_events, read_chunks, split_lines
+from sekali.client.batches import Pace, batches
+from sekali.client.errors import ClientError
+from sekali.client.http import GIVE_UP_AFTER_S, Answer, Server
+from sekali.client.lines import Item
 from sekali.client.timepattern import TimePattern
-from sekali.client.uuid7 import Uuid7
 from sekali.settings import PublisherSettings
 from sekali.simulator import simulate
 from sekali.topics import topic_fault
@@ -45,38 +40,9 @@ tail -F /var/log/api.log | sekali publish --lines --topic app/prod/api --source 
 sekali publish --ndjson --file export.ndjson
 """
 
-STDIN = Path("-")
+LOAD_CONNECTIONS = 2
 _LOAD = "Load publisher"
 _INPUT = "Real input"
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One file, or standard input, and how to read it."""
-
-    path: Path
-    ndjson: bool
-    topic: str
-    source: str
-    time_pattern: TimePattern | None
-
-    @property
-    def is_stdin(self) -> bool:
-        """Whether it is standard input."""
-        return self.path == STDIN
-
-    def items(self, lines: Iterator[Line | None], refuse: Callable[[str, str], None]) -> Iterator[Item | None]:
-        """Return the events of the lines."""
-        name = "stdin" if self.is_stdin else str(self.path)
-        if self.ndjson:
-            return ndjson_events(lines, name=name, on_fault=refuse)
-        make_id: Callable[[Line], str] = PlaceIds()
-        if self.is_stdin:  # there is no place to come back to
-            new_id = Uuid7()
-            make_id = lambda line: new_id()  # noqa: E731
-        return line_events(
-            lines, make_id, self.topic, self.source, name=name, on_fault=refuse, time_pattern=self.time_pattern
-        )
 
 
 def publish(
@@ -90,9 +56,7 @@ def publish(
         ),
     ] = GIVE_UP_AFTER_S,
     json: Json = False,
-    count: Annotated[
-        int | None, setting_option(PublisherSettings, "publish_count", "--count", panel=_LOAD)
-    ] = None,
+    count: Annotated[int | None, setting_option(PublisherSettings, "publish_count", "--count", panel=_LOAD)] = None,
     dup_ratio: Annotated[
         float | None, setting_option(PublisherSettings, "dup_ratio", "--dup-ratio", panel=_LOAD)
     ] = None,
@@ -100,11 +64,14 @@ def publish(
     seed: Annotated[int | None, setting_option(PublisherSettings, "publish_seed", "--seed", panel=_LOAD)] = None,
     connections: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Requests under way at once. Default: 2.", rich_help_panel=_LOAD),
+        typer.Option(
+            min=1, max=64, help=f"Requests under way at once. Default: {LOAD_CONNECTIONS}.", rich_help_panel=_LOAD
+        ),
     ] = None,
     file: Annotated[
         list[Path] | None,
         typer.Option(
+            "--file",
             exists=True,
             dir_okay=False,
             readable=True,
@@ -152,8 +119,13 @@ def publish(
         topics=topics,
         publish_seed=seed,
     )
-    of_load = {"--count": count, "--dup-ratio": dup_ratio, "--topics": topics, "--seed": seed}
-    of_load["--connections"] = connections
+    of_load = {
+        "--count": count,
+        "--dup-ratio": dup_ratio,
+        "--topics": topics,
+        "--seed": seed,
+        "--connections": connections,
+    }
     of_lines = {"--topic": topic, "--source": source, "--time-pattern": time_pattern}
     if lines or ndjson:
         _refuse_given(of_load, "belongs to the load publisher; leave it out, or leave out --lines and --ndjson")
@@ -166,8 +138,12 @@ def publish(
         _refuse_given({"--file": file, **of_lines}, "needs --lines or --ndjson, which say what the input holds")
         _check_topics(settings.topic_names)
         inputs = []
+    if inputs:
+        connections = 1  # one request after another keeps the order of the lines
+    elif connections is None:
+        connections = LOAD_CONNECTIONS
     raise typer.Exit(
-        _run(settings, inputs, rate=rate, give_up_after_s=give_up_after, connections=connections or 2, as_json=json)
+        _run(settings, inputs, rate=rate, give_up_after_s=give_up_after, connections=connections, as_json=json)
     )
 
 
@@ -197,12 +173,7 @@ def _inputs(
         pattern = TimePattern(time_pattern) if time_pattern is not None else None
     except ValueError as error:
         raise typer.BadParameter(f"--time-pattern: {error}") from None
-    return [Input(path, False, topic, source if source is not None else _source_of(path), pattern) for path in paths]
-
-
-def _source_of(path: Path) -> str:
-    # A name that is not UTF-8 still has to become text.
-    return "stdin" if path == STDIN else os.fsencode(path.name).decode(errors="backslashreplace")
+    return [Input(path, False, topic, source if source is not None else source_of(path), pattern) for path in paths]
 
 
 def _run(
@@ -216,44 +187,87 @@ def _run(
 ) -> int:
     """Publish everything, report, and return the exit code."""
     stop = Stop()
-    screen_console = error_console()
-    report = Report(screen_console.print)
+    terminal = error_console()
+    report = Report(terminal.print)
     failure: ClientError | None = None
     interrupted = False
-    with ExitStack() as stack:
-        total = _size_bytes(inputs) if inputs else settings.publish_count
-        screen = stack.enter_context(progress_screen(screen_console, total))
+    with progress_screen(terminal, size_bytes(inputs) if inputs else settings.publish_count) as screen:
 
         def on_wait(reason: str, failures: int) -> None:
             report.retry()
             screen.show_waiting(reason)
 
-        server = _server(settings.aggregator_url, give_up_after_s, connections if not inputs else 1, on_wait, stop)
-        stack.callback(server.close)
+        def settle(batch: list[Item], answer: Answer) -> None:
+            report.settle(batch, answer)
+            screen.show_sent(report.sent)
+
         if inputs:
-            items = _input_items(inputs, report, screen, stop)
+            items = input_items(inputs, report.refuse, screen.advance, stop.is_set)
         else:
-            items = _load_items(settings, screen)
+            items = _load_items(settings, screen.advance)
+        server = _server(settings.aggregator_url, give_up_after_s, connections, on_wait, stop)
         try:
             publish_all(
                 server,
                 _paced(items, settings.batch_size, rate, stop),
-                connections=connections if not inputs else 1,
+                connections=connections,
                 stop=stop,
-                settle=lambda batch, answer: (report.settle(batch, answer), screen.show_sent(report.sent))[0],
+                settle=settle,
             )
         except ClientError as error:
             failure = error
         except KeyboardInterrupt:
             interrupted = True
+        server.close()
     figures = report.figures()
     if as_json:
         write_json(figures)
     else:
         print_report(figures, console())
     if failure is not None:
-        print_error(f"{failure}. {_what_next(failure, inputs)}")
+        print_error(f"{failure}. {_what_next(inputs)}")
         return exit_code_of(failure)
     if interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_NOT_ALL if report.invalid or report.conflict else 0
+    return EXIT_NOT_ALL if report.invalid or report.conflict else EXIT_OK
+
+
+def _server(
+    url: str, give_up_after_s: float, connections: int, on_wait: Callable[[str, int], None], stop: Stop
+) -> Server:
+    try:
+        return Server(
+            url,
+            give_up_after_s=give_up_after_s,
+            connections_max=connections,
+            on_wait=on_wait,
+            sleep=stop.sleep_or_raise,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(f"--url: {error}") from None
+
+
+def _load_items(settings: PublisherSettings, advance: Callable[[int], None]) -> Iterator[Item]:
+    items = simulate(settings.publish_count, settings.dup_ratio, settings.topic_names, settings.publish_seed)
+    for item in items:
+        yield item
+        advance(1)
+
+
+def _paced(items: Iterator[Item | None], events_max: int, rate_per_s: float | None, stop: Stop) -> Iterator[list[Item]]:
+    """Gather items into batches, and hold each back until its time has come."""
+    if rate_per_s is None:
+        yield from batches(items, events_max)
+        return
+    pace = Pace(rate_per_s, sleep=stop.sleep)
+    for batch in batches(items, min(events_max, max(1, int(rate_per_s)))):  # at most one second's worth at once
+        pace.wait_for(len(batch))
+        yield batch
+
+
+def _what_next(inputs: list[Input]) -> str:
+    if not inputs:
+        return "What was answered is stored"
+    if any(entry.is_stdin for entry in inputs):
+        return "What was answered is stored; what was read from standard input after that has to be sent again"
+    return "What was answered is stored; run the same command again, and only what is missing will be added"

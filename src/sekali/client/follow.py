@@ -75,19 +75,16 @@ def follow(
         ClientError: see ``Server.get``.
 
     """
-    known_connections = server.connections_made
     idle_s = IDLE_FIRST_S
     while True:
         params: dict[str, str | int | None] | str | None = {"after": after, "topic": topic}
         is_idle = True
         while params is not None:
             page = server.get("/events", params)
-            if server.connections_made != known_connections:
-                # Only over a new connection can it be another server, or the same one over a restored file.
-                _check_log(server, log_id)
-                known_connections = server.connections_made
             found = rows(page)
             if found:
+                if is_idle:  # a cursor names its log, a seq does not: ask before these are believed
+                    _check_log(server, log_id)
                 after = int(found[-1].event["seq"])
                 is_idle = False
                 yield found

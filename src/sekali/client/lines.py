@@ -127,8 +127,8 @@ def line_events(
 ) -> Iterator[Item | None]:
     r"""Yield an event for each line that is not empty, with the payload ``{"line": "<text>"}``; None goes through.
 
-    ``name`` is the file's, for the places. An event's time is the one that ``time_pattern`` finds in the line, else the time it was read. Bytes that are not UTF-8
-    appear in the text as ``\xNN``.
+    ``name`` is the file's, for the places. An event's time is the one that ``time_pattern`` finds in the line, else
+    when it was read. Bytes that are not UTF-8 appear in the text as ``\xNN``.
     """
     for line in lines:
         if line is None:

@@ -44,7 +44,7 @@ class _State:
     variants: list[_Variant] = field(default_factory=list)
     variants_seen: int = 0
     counts: dict[str, dict[Outcome, int]] = field(default_factory=dict)
-    processed_at_ns: int = 0
+    processed_at_ns: int = 0  # of the commit under way
 
 
 class MemoryStore:
@@ -68,7 +68,8 @@ class MemoryStore:
 
     def commit(self, prepared: Sequence[Batch]) -> list[list[Verdict]]:
         with self._lock:
-            self._state.processed_at_ns = max(self._state.processed_at_ns, self._clock_ns())
+            newest = self._state.log[-1].processed_at_ns if self._state.log else 0
+            self._state.processed_at_ns = max(newest, self._clock_ns())
             verdicts = [self._commit_batch(batch) for batch in prepared]
             self._drop_oldest_variants()
             return verdicts

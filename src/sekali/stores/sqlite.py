@@ -115,7 +115,8 @@ class SqliteStore:
             with suppress(apsw.Error):  # after an I/O error SQLite may have rolled back by itself
                 self._writer.execute("ROLLBACK")
             raise CommitUnknown(f"commit failed: {error}") from error
-        self._head, self._processed_at_ns = changes.head, changes.processed_at_ns
+        if changes.rows:
+            self._head, self._processed_at_ns = changes.head, changes.processed_at_ns
         self._conflict_bytes = changes.conflict_bytes
         self._topic_ids.update(changes.new_topics)
         return verdicts

@@ -1,0 +1,5 @@
+"""``python -m sekali``."""
+
+from sekali.cli import main
+
+main()

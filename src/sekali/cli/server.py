@@ -1,0 +1,114 @@
+"""The commands of the machine that holds the store: ``serve``, ``verify`` and ``backup``."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sekali.cli import output
+from sekali.cli.options import Json, load_settings, setting_option
+from sekali.errors import SekaliError
+from sekali.settings import ServerSettings
+
+SERVE_EPILOG = "Example: sekali serve --port 8080 --db-path data/store.db"
+VERIFY_EPILOG = "Example: sekali verify --db-path data/store.db --json. Exit code 0: all holds; 1: something does not."
+BACKUP_EPILOG = "Example: sekali backup backup-2026-11-23.db"
+
+EXIT_CANNOT_START = 3
+
+DbPath = Annotated[Path | None, setting_option(ServerSettings, "db_path", "--db-path")]
+
+
+def _with_server_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for each server setting."""
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                _flag_type(field.annotation) | None,
+                setting_option(ServerSettings, name, "--" + name.replace("_", "-")),
+            ],
+        )
+        for name, field in ServerSettings.model_fields.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _flag_type(annotation: Any) -> Any:
+    return annotation if annotation in (int, float, Path) else str
+
+
+@_with_server_settings
+def serve(**flags: Any) -> None:
+    """Run the server until SIGTERM or Ctrl-C. What was accepted is committed and answered before it stops."""
+    from sekali.service import serve as run  # noqa: PLC0415 - the other commands start faster without the server
+
+    settings = load_settings(ServerSettings, **flags)
+    try:
+        code = run(settings)
+    except SekaliError as error:
+        output.print_error(str(error))
+        raise typer.Exit(EXIT_CANNOT_START) from None
+    raise typer.Exit(code)
+
+
+def verify(db_path: DbPath = None, as_json: Json = False) -> None:
+    """Audit a store that no server has open: every identity once, counters equal the rows, everything readable."""
+    from sekali.stores.sqlite_audit import audit  # noqa: PLC0415 - likewise
+
+    settings = load_settings(ServerSettings, db_path=db_path)
+    try:
+        with Progress(
+            TextColumn("reading events"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=output.error_console(),
+            transient=True,
+        ) as bar:
+            task = bar.add_task("", total=None)
+            report = audit(settings.db_path, lambda done, total: bar.update(task, completed=done, total=total))
+    except SekaliError as error:
+        output.print_error(str(error))
+        raise typer.Exit(EXIT_CANNOT_START) from None
+    if as_json:
+        output.write_json(report.document())
+    else:
+        table = Table("check", "result", title=f"{report.db_path}: {report.events} events, log {report.log_id}")
+        for check in report.checks:
+            lines = [output.escape_controls(failure) for failure in check.failures]
+            if check.failure_count > len(lines):
+                lines.append(f"and {check.failure_count - len(lines)} more")
+            table.add_row(check.name, "[green]ok[/]" if check.ok else "[red]" + "\n".join(lines) + "[/]")
+        output.console().print(table)
+        if not report.ok:
+            output.print_error("the store does not keep the promise; keep the file and restore a backup")
+    raise typer.Exit(output.EXIT_OK if report.ok else output.EXIT_NOT_ALL)
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="The new file. It must not exist.")],
+    db_path: DbPath = None,
+    as_json: Json = False,
+) -> None:
+    """Copy the store to a new file, also while a server writes to it. The copy is one moment's state, and durable."""
+    from sekali.stores.sqlite_backup import backup as copy  # noqa: PLC0415 - likewise
+
+    settings = load_settings(ServerSettings, db_path=db_path)
+    try:
+        with output.error_console().status(f"copying {settings.db_path}"):
+            size = copy(settings.db_path, target)
+    except SekaliError as error:
+        output.print_error(str(error))
+        raise typer.Exit(EXIT_CANNOT_START) from None
+    if as_json:
+        output.write_json({"target": str(target), "bytes": size})
+    else:
+        output.write_line(f"{target}: {size} bytes. To use it as a store: sekali serve --db-path {target}")

@@ -1,0 +1,39 @@
+"""Servers for tests: one for each module, and as many of its own as a test wants. All of them are ended."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from e2e.server import Client, ServerProcess
+
+Launch = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for a module's tests. Each uses topics of its own."""
+    with ServerProcess(tmp_path_factory.mktemp("store") / "store.db") as process:
+        yield process
+        assert process.running, f"the server ended during the tests: {process.log[-20:]}"
+
+
+@pytest.fixture
+def http(server: ServerProcess) -> Client:
+    return server.http
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Start servers for one test: ``launch(db_path=..., faults=..., QUEUE_EVENTS_MAX=...)``."""
+    with ExitStack() as stack:
+
+        def start(
+            db_path: Path | None = None, *, faults: str | None = None, start: bool = True, **settings: object
+        ) -> ServerProcess:
+            process = ServerProcess(db_path or tmp_path / "store.db", faults=faults, start=start, **settings)
+            stack.callback(process.close)
+            return process
+
+        yield start

@@ -1,0 +1,71 @@
+"""The server with a fault in its store: ``python faults.py KIND``, settings from the environment as ever.
+
+Faults that can be turned on and off are on while the file named by ``FAULT_FILE`` is there.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sekali import service
+from sekali.event import Verdict
+from sekali.ports import EventStore
+from sekali.settings import ServerSettings
+from sekali.testing import DuplicatingStore, FailingStore, HookedStore, WrappedStore
+
+FAULT_FILE = Path(os.environ["FAULT_FILE"])
+SLOW_COMMIT_S = 0.1
+
+
+class FailsWhileTold(FailingStore):
+    """Fails commits while the file is there."""
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        self.failures_left = int(FAULT_FILE.exists())
+        return super().commit(prepared)
+
+
+class SlowWhileTold(WrappedStore):
+    """Delays commits while the file is there."""
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        if FAULT_FILE.exists():
+            threading.Event().wait(SLOW_COMMIT_S)
+        return super().commit(prepared)
+
+
+class HeldWhileTold(WrappedStore):
+    """Holds commits that have events in them back while the file is there."""
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        while FAULT_FILE.exists():
+            threading.Event().wait(0.005)
+        return super().commit(prepared)
+
+
+def _die_while_told(_: int) -> None:
+    if FAULT_FILE.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+STORES: dict[str, Callable[[EventStore], EventStore]] = {
+    "failing": FailsWhileTold,
+    "failing-after-commit": lambda store: FailsWhileTold(store, after_commit=True),
+    "slow": SlowWhileTold,
+    "held": HeldWhileTold,
+    "killed-after-commit": lambda store: HookedStore(store, _die_while_told),
+    "duplicating": DuplicatingStore,
+}
+
+
+def main() -> int:
+    wrap = STORES[sys.argv[1]]
+    return service.serve(ServerSettings(), lambda settings: wrap(service.open_store(settings)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
