@@ -178,17 +178,18 @@ def _fault(text: bytes, depth: int) -> str:
     if depth > DEPTH_MAX + 1:  # the event itself is one level
         return f"payload: more than {DEPTH_MAX} levels deep"
     try:
+        # The judge of what is JSON: msgspec stops at the first fault, of whatever kind, and refuses lone surrogates,
+        # which the grammar allows.
+        json.loads(text.decode(), parse_constant=_refuse_constant, parse_int=str, parse_float=str)
+    except UnicodeDecodeError:
+        raise NotJson("not UTF-8") from None
+    except ValueError as error:
+        raise NotJson(f"not JSON: {error}" if text.strip() else "a value is missing") from None
+    try:
         _one(text)
     except msgspec.ValidationError as error:
         return _explain(str(error))
-    except UnicodeDecodeError:
-        raise NotJson("not UTF-8") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        # The grammar allows lone surrogates; the standard library's parser accepts them, and msgspec does not.
-        try:
-            json.loads(text, parse_constant=_refuse_constant, parse_int=str, parse_float=str)
-        except (ValueError, RecursionError):
-            raise NotJson(f"the document is not JSON: {error}" if text.strip() else "a value is missing") from None
+    except msgspec.DecodeError:
         return "event: a string holds a lone surrogate (\\ud800 to \\udfff), which is not Unicode"
     raise AssertionError("a refused item was accepted the second time")
 

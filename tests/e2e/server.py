@@ -35,9 +35,7 @@ _OLDER_NAMES = {
 def clean_environment(**settings: object) -> dict[str, str]:
     """Return this process's environment without any setting of Sekali but those given."""
     kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("SEKALI_") and name not in _OLDER_NAMES
+        name: value for name, value in os.environ.items() if not name.startswith("SEKALI_") and name not in _OLDER_NAMES
     }
     return kept | {f"SEKALI_{name}": str(value) for name, value in settings.items()}
 
@@ -120,9 +118,7 @@ class Client:
 
     def __init__(self, url: str, connections: int = 40, timeout_s: float = DEADLINE_S) -> None:
         self.url = url
-        self._pool = urllib3.connection_from_url(
-            url, maxsize=connections, block=True, retries=False, timeout=timeout_s
-        )
+        self._pool = urllib3.connection_from_url(url, maxsize=connections, block=True, retries=False, timeout=timeout_s)
 
     def request(
         self,

@@ -207,11 +207,12 @@ def test_sigterm_answers_everything_that_was_accepted(launch: Launch) -> None:
     http = server.http
 
     def send(publisher: int) -> None:
-        answers.append(http.publish([event(f"held/{publisher}", f"{number}") for number in range(batch)]).status)
+        events = [event(f"held/{publisher}", f"{publisher}-{number}") for number in range(batch)]
+        answers.append(http.publish(events).status)
 
     sending = threading.Thread(target=in_parallel, args=(publishers, send))
     sending.start()
-    later = http.publish([event("held/later", "1")], prefer="respond-async")
+    later = http.publish([event("held/later", "later")], prefer="respond-async")
     assert later.status == 202
     wait_until(lambda: int(http.stats()["queue_depth"]) == publishers * batch + 1, "everything is accepted")
     assert answers == []

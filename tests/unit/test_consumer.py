@@ -1,0 +1,304 @@
+"""The consumer over stores that wait and fail."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from batches import DUPLICATE, STORED, batch
+
+from sekali.consumer import Consumer
+from sekali.errors import CommitUnknown, QueueFull, StoreBroken, Unavailable
+from sekali.event import Batch, Verdict
+from sekali.metrics import Metrics
+from sekali.ports import EventStore, Query
+from sekali.stores.memory import MemoryStore
+from sekali.testing import FailingStore, FakeClock, GatedStore, WrappedStore
+
+
+def memory() -> MemoryStore:
+    return MemoryStore(FakeClock(), topics_max=100)
+
+
+@asynccontextmanager
+async def running(
+    store: EventStore, *, workers: int = 1, queue_events_max: int = 1000, commit_events_max: int = 100
+) -> AsyncIterator[Consumer]:
+    consumer = Consumer(
+        store,
+        Metrics(time.monotonic),
+        time.monotonic,
+        workers=workers,
+        queue_events_max=queue_events_max,
+        commit_events_max=commit_events_max,
+        commit_wait_ms_max=0,
+    )
+    consumer.start()
+    try:
+        yield consumer
+    finally:
+        assert await consumer.stop(30)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def publish(consumer: Consumer, *events: tuple[str, str]) -> list[Any]:
+    verdicts = await consumer.publish(batch(*events), time.monotonic())
+    return [verdict.outcome for verdict in verdicts]
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+class RecordingStore(WrappedStore):
+    """Remembers the sizes of the commits."""
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store)
+        self.commits: list[int] = []
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        self.commits.append(sum(map(len, prepared)))
+        return super().commit(prepared)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_whatever_waits_is_committed_together_in_order(workers: int) -> None:
+    async def test() -> None:
+        inner = memory()
+        recording = RecordingStore(inner)
+        gated = GatedStore(recording)
+        async with running(gated, workers=workers, commit_events_max=10) as consumer:
+            first = asyncio.create_task(publish(consumer, ("a", "first")))
+            await asyncio.to_thread(gated.reached.wait)
+            tasks = [
+                asyncio.create_task(publish(consumer, ("a", str(number)), ("b", str(number)))) for number in range(40)
+            ]
+            await eventually(lambda: consumer.events_waiting == 81)
+            gated.gate.set()
+            assert await first == [STORED]
+            assert await asyncio.gather(*tasks) == [[STORED, STORED]] * 40
+            assert consumer.events_waiting == 0 and consumer.oldest_waiting_s == 0
+        ids = [event.event_id for event in inner.read(Query(topic="a")).events]  # type: ignore[union-attr]
+        assert ids == ["first", *map(str, range(40))]
+        assert recording.commits[0] == 1 and max(recording.commits) <= 10
+        assert len(recording.commits) < 40
+
+    run(test)
+
+
+def test_a_request_larger_than_a_commit_is_one_commit() -> None:
+    async def test() -> None:
+        recording = RecordingStore(memory())
+        async with running(recording, commit_events_max=3) as consumer:
+            assert await publish(consumer, *[("a", str(number)) for number in range(20)]) == [STORED] * 20
+        assert recording.commits == [20]
+
+    run(test)
+
+
+def test_a_full_queue_takes_nothing_and_the_room_comes_back() -> None:
+    async def test() -> None:
+        gated = GatedStore(memory())
+        async with running(gated, queue_events_max=5) as consumer:
+            waiting = asyncio.create_task(publish(consumer, *[("a", str(number)) for number in range(4)]))
+            await eventually(lambda: consumer.events_waiting == 4)
+            with pytest.raises(QueueFull, match="QUEUE_EVENTS_MAX"):
+                await publish(consumer, ("b", "1"), ("b", "2"))
+            assert consumer.events_waiting == 4
+            assert consumer.oldest_waiting_s > 0
+            gated.gate.set()
+            assert await waiting == [STORED] * 4
+            assert await publish(consumer, *[("b", str(number)) for number in range(5)]) == [STORED] * 5
+
+    run(test)
+
+
+@pytest.mark.parametrize("after_commit", [False, True])
+def test_a_failed_commit_is_unknown_and_the_retry_settles_it(after_commit: bool) -> None:
+    async def test() -> None:
+        failing = FailingStore(memory(), failures_left=1, after_commit=after_commit)
+        async with running(failing) as consumer:
+            with pytest.raises(CommitUnknown):
+                await publish(consumer, ("a", "1"))
+            await eventually(lambda: consumer.trouble is None)
+            assert await publish(consumer, ("a", "1")) == [DUPLICATE if after_commit else STORED]
+        assert failing.failed == 1
+
+    run(test)
+
+
+def test_in_trouble_everything_is_refused_at_once_until_a_probe_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+
+    async def test() -> None:
+        failing = FailingStore(memory(), failures_left=10**9)
+        async with running(failing) as consumer:
+            with pytest.raises(CommitUnknown):
+                await publish(consumer, ("a", "1"))
+            with pytest.raises(Unavailable, match="injected"):
+                await publish(consumer, ("a", "1"))
+            await eventually(lambda: failing.failed > 5)
+            assert consumer.trouble is not None
+            failing.failures_left = 0
+            await eventually(lambda: consumer.trouble is None)
+            assert await publish(consumer, ("a", "1")) == [STORED]
+
+    run(test)
+
+
+def test_what_is_in_line_when_a_commit_fails_is_answered_and_not_lost_in_silence() -> None:
+    async def test() -> None:
+        inner = FailingStore(memory(), failures_left=1)
+        gated = GatedStore(inner)
+        async with running(gated, workers=2, commit_events_max=2) as consumer:
+            tasks = [asyncio.create_task(publish(consumer, ("a", str(number)))) for number in range(30)]
+            await eventually(lambda: consumer.events_waiting == 30)
+            gated.gate.set()
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(answer, Unavailable) or answer == [STORED] for answer in answers)
+            assert any(isinstance(answer, CommitUnknown) for answer in answers)
+            await eventually(lambda: consumer.trouble is None)
+            acknowledged = {str(number) for number, answer in enumerate(answers) if answer == [STORED]}
+            stored = {event.event_id for event in inner.read(Query()).events}  # type: ignore[union-attr]
+            assert stored == acknowledged
+
+    run(test)
+
+
+def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+
+    async def test() -> None:
+        failing = FailingStore(memory(), failures_left=4)
+        released: list[str] = []
+        async with running(failing) as consumer:
+            consumer.publish_later(batch(("a", "1")), time.monotonic(), lambda: released.append("1"))
+            await eventually(lambda: bool(released))
+            assert failing.failed == 4
+            assert failing.summary().lifetime.stored == 1
+            assert consumer.events_waiting == 0
+
+    run(test)
+
+
+def test_a_store_that_cannot_be_reopened_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+
+    class Broken(FailingStore):
+        reopens = 0
+
+        def reopen(self) -> None:
+            self.reopens += 1
+            if self.reopens < 4:
+                raise StoreBroken("cannot open: injected")
+
+    async def test() -> None:
+        broken = Broken(memory(), failures_left=1)
+        async with running(broken) as consumer:
+            with pytest.raises(CommitUnknown):
+                await publish(consumer, ("a", "1"))
+            await eventually(lambda: consumer.trouble is None)
+            assert broken.reopens == 4
+            assert await publish(consumer, ("a", "1")) == [STORED]
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", ["prepare", "commit"])
+def test_a_defect_answers_its_own_request_and_the_next_one_goes_on(method: str) -> None:
+    class Defective(WrappedStore):
+        armed = True
+
+        def fail(self) -> None:
+            if self.armed:
+                self.armed = False
+                raise ZeroDivisionError("injected")
+
+        def prepare(self, batch: Batch) -> Any:
+            if method == "prepare":
+                self.fail()
+            return super().prepare(batch)
+
+        def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+            if method == "commit":
+                self.fail()
+            return super().commit(prepared)
+
+    async def test() -> None:
+        defective = Defective(memory())
+        async with running(defective) as consumer:
+            with pytest.raises(Unavailable, match="injected"):
+                await publish(consumer, ("a", "1"))
+            assert not defective.armed
+            await eventually(lambda: consumer.trouble is None)
+            assert await publish(consumer, ("a", "1")) == [STORED]
+
+    run(test)
+
+
+def test_stopping_commits_what_was_accepted_and_refuses_the_rest() -> None:
+    async def test() -> None:
+        gated = GatedStore(memory())
+        async with running(gated, workers=3) as consumer:
+            tasks = [asyncio.create_task(publish(consumer, ("a", str(number)))) for number in range(20)]
+            await eventually(lambda: consumer.events_waiting == 20)
+            stop = asyncio.create_task(consumer.stop(30))
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable, match="stopping"):
+                await publish(consumer, ("a", "late"))
+            gated.gate.set()
+            assert await asyncio.gather(*tasks) == [[STORED]] * 20
+            assert await stop
+
+    run(test)
+
+
+def test_stopping_has_a_deadline() -> None:
+    async def test() -> None:
+        gated = GatedStore(memory())
+        async with running(gated) as consumer:
+            task = asyncio.create_task(publish(consumer, ("a", "1")))
+            await asyncio.to_thread(gated.reached.wait)
+            assert not await consumer.stop(0.01)
+            gated.gate.set()
+            assert await task == [STORED]
+
+    run(test)
+
+
+def test_a_publisher_that_left_disturbs_nobody() -> None:
+    async def test() -> None:
+        gated = GatedStore(memory())
+        async with running(gated) as consumer:
+            gone = asyncio.create_task(publish(consumer, ("a", "1")))
+            await asyncio.to_thread(gated.reached.wait)
+            stays = asyncio.create_task(publish(consumer, ("a", "2")))
+            await eventually(lambda: consumer.events_waiting == 2)
+            gone.cancel()
+            gated.gate.set()
+            assert await stays == [STORED]
+            assert await publish(consumer, ("a", "1")) == [DUPLICATE]
+            assert consumer.events_waiting == 0
+
+    run(test)
+
+
+def test_no_thread_stays_behind() -> None:
+    async def test() -> None:
+        async with running(memory(), workers=5) as consumer:
+            await publish(consumer, ("a", "1"))
+
+    run(test)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("sekali-w")]

@@ -1,0 +1,168 @@
+import json
+from decimal import Decimal
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from hypothesis import given
+
+from sekali.jsonvalue import PayloadFault, canonical, clean_payload, clean_payloads, equal, is_readable, nesting_depth
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8"), max_size=8),
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(st.text('ab:"\\', max_size=3), children, max_size=4)
+    ),
+    max_leaves=12,
+)
+# Texts that are nearly JSON, to find where the quick check and the careful one differ.
+fragments = st.lists(
+    st.sampled_from(
+        [
+            '{"a":',
+            '{"a":1,"a":2}',
+            "[",
+            "]",
+            "}",
+            '"x:y"',
+            "1",
+            "-0.5e3",
+            ",",
+            "1e999",
+            '"\\u00e9"',
+            "\n",
+            " ",
+            "9" * 101,
+            "[" * 70 + "]" * 70,
+            "null",
+            '"é"',
+            '"' + "5" * 120 + '"',
+            '{"k":{"k":1}}',
+        ]
+    ),
+    max_size=8,
+).map("".join)
+
+
+def spelled(value: Any, draw_space: str) -> bytes:
+    return json.dumps(value, indent=None, separators=("," + draw_space, ":" + draw_space), ensure_ascii=False).encode()
+
+
+def oracle(value: Any) -> Any:
+    """A form in which Python's equality is JSON's: no 1 == True, numbers exact."""
+    match value:
+        case bool() | None | str():
+            return (type(value).__name__, value)
+        case int() | Decimal():
+            return ("number", Decimal(value))
+        case list():
+            return [oracle(element) for element in value]
+        case dict():
+            return {key: oracle(member) for key, member in value.items()}
+    raise AssertionError(value)
+
+
+def exact(payload: bytes) -> Any:
+    return oracle(json.loads(payload, parse_float=Decimal))
+
+
+@given(values, values)
+def test_equality_is_that_of_json_values(one: Any, other: Any) -> None:
+    first, second = spelled(one, ""), spelled(other, " ")
+    assert equal(first, second) == (exact(first) == exact(second))
+    assert equal(first, spelled(one, "\n "))
+
+
+@given(values)
+def test_canonical_is_valid_json_of_the_same_value_and_stays(value: Any) -> None:
+    payload = spelled(value, " ")
+    assert canonical(canonical(payload)) == canonical(payload)
+    assert exact(canonical(payload)) == exact(payload)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1", "1.0"), ("10", "1e1"), ("0.00", "-0"), ("1E+2", "100"), ("-1.50e-3", "-0.0015"), ("1e-400", "10e-401")],
+)
+def test_the_spelling_of_a_number_does_not_matter(one: str, other: str) -> None:
+    assert equal(one.encode(), other.encode())
+
+
+def test_numbers_that_floats_cannot_tell_apart_differ() -> None:
+    assert not equal(b"9007199254740993", b"9007199254740992")
+    assert not equal(b"1e-400", b"0")
+
+
+@given(st.lists(fragments.map(str.encode), min_size=1, max_size=3))
+def test_what_the_quick_check_lets_through_the_careful_one_leaves_as_it_is(payloads: list[bytes]) -> None:
+    kept = [payload for payload in payloads if _is_grammatical(payload)]
+    quick = clean_payloads(kept)
+    if quick is not None:
+        assert quick == kept
+        assert [clean_payload(payload) for payload in kept] == kept
+
+
+@given(st.lists(fragments.map(str.encode), max_size=3))
+def test_what_is_stored_is_read_alike_by_every_parser(payloads: list[bytes]) -> None:
+    for payload in filter(_is_grammatical, payloads):
+        try:
+            stored = clean_payload(payload)
+        except PayloadFault:
+            continue
+        pairs: list[list[str]] = []
+        json.loads(stored, object_pairs_hook=lambda found: pairs.append([key for key, _ in found]))
+        assert all(len(keys) == len(set(keys)) for keys in pairs)
+        assert b"\n" not in stored
+        assert exact(stored) == exact(payload)
+        assert is_readable([stored])
+
+
+def _is_grammatical(payload: bytes) -> bool:
+    """What msgspec.Raw lets through."""
+    try:
+        return bytes(msgspec.json.decode(payload, type=msgspec.Raw)) == payload
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("payload", "stored"),
+    [
+        (b'{"a":1,"a":1.50}', b'{"a":1.50}'),
+        (b'{"a":{"b":1,"b":[1e2]},"c":1}', b'{"a":{"b":[1e2]},"c":1}'),
+        (b'[{"a":1,\n"b":2}]', b'[{"a":1,"b":2}]'),
+        (b'{"a" : 1.0}', b'{"a" : 1.0}'),
+        (b'"' + b"1" * 200 + b'"', b'"' + b"1" * 200 + b'"'),
+        (b"[" * 64 + b"]" * 64, b"[" * 64 + b"]" * 64),
+        (b"1" * 100, b"1" * 100),
+    ],
+)
+def test_payloads_are_kept_as_sent_or_made_unambiguous(payload: bytes, stored: bytes) -> None:
+    assert clean_payload(payload) == stored
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"[" * 65 + b"]" * 65, "64 levels"),
+        (b"1" * 101, "101 characters"),
+        (b"1e999", "binary64"),
+        (b"-1e400", "binary64"),
+        (b'"\xff"', "UTF-8"),
+        (b'"\xed\xa0\x80"', "UTF-8"),
+    ],
+)
+def test_bad_payloads(payload: bytes, message: str) -> None:
+    with pytest.raises(PayloadFault, match=message):
+        clean_payload(payload)
+    assert clean_payloads([b"1", payload]) is None
+
+
+def test_depth_ignores_brackets_in_strings_and_ends_on_broken_ones() -> None:
+    assert nesting_depth(b'["[[[", {"a]":[1]}]') == 3
+    assert nesting_depth(b'["' + b'\\"' * 1_000_000) == 1

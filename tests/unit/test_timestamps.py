@@ -1,0 +1,85 @@
+from datetime import UTC, datetime, timedelta, timezone
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from sekali.timestamps import format_timestamp, parse_timestamp
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1970-01-01T00:00:00.000000001Z", 1),
+        ("1969-12-31T23:59:59.9Z", -100_000_000),
+        ("1970-01-01 00:00:01", 1_000_000_000),
+        ("1970-01-01t01:00:00+01:00", 0),
+        ("1969-12-31T23:30:00-00:30", 0),
+        ("1970-01-01T00:00:00-00:00", 0),
+        ("1970-01-01T23:59:60z", 86_400_000_000_000),
+        ("2024-02-29T00:00:00Z", 1_709_164_800_000_000_000),
+    ],
+)
+def test_good_times(text: str, ns: int) -> None:
+    assert parse_timestamp(text) == ns
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "now",
+        "1970-01-01",
+        "1970-01-01T00:00Z",
+        "1970-01-01T00:00:00.Z",
+        "1970-01-01T00:00:00,5Z",
+        "1970-01-01T00:00:00.1234567890Z",
+        "1970-13-01T00:00:00Z",
+        "2023-02-29T00:00:00Z",
+        "1970-01-01T24:00:00Z",
+        "1970-01-01T00:60:00Z",
+        "1970-01-01T00:00:60Z",
+        "1970-01-01T00:59:61Z",
+        "1970-01-01T00:00:00+24:00",
+        "1970-01-01T00:00:00+0100",
+        "1970-01-01T00:00:00 Z",
+        " 1970-01-01T00:00:00Z",
+        "1970-01-01T00:00:00Z\n",
+        "1677-12-31T23:59:59Z",
+        "2262-01-01T00:00:00Z",
+        "1678-01-01T00:00:00+00:01",
+        "0000-01-01T00:00:00Z",
+        "19700101T000000Z",
+        "\u0661970-01-01T00:00:00Z",
+    ],
+)
+def test_bad_times(text: str) -> None:
+    with pytest.raises(ValueError, match=r"RFC 3339|years 1678 to 2261|at most 9"):
+        parse_timestamp(text)
+
+
+def test_the_range_ends_where_it_says() -> None:
+    first, last = parse_timestamp("1678-01-01T00:00:00Z"), parse_timestamp("2261-12-31T23:59:59.999999999Z")
+    assert -(2**63) <= first < last < 2**63
+    assert format_timestamp(last) == "2261-12-31T23:59:59.999999999Z"
+
+
+@given(st.integers(-9_214_560_000_000_000_000, 9_214_646_399_999_999_999))
+def test_what_is_written_reads_back_the_same(ns: int) -> None:
+    assert parse_timestamp(format_timestamp(ns)) == ns
+
+
+moments = st.datetimes(
+    datetime(1678, 1, 2),
+    datetime(2261, 12, 30),
+    timezones=st.integers(-1439, 1439).map(lambda m: timezone(timedelta(minutes=m))),
+)
+
+
+@given(moments)
+def test_agrees_with_the_standard_library(moment: datetime) -> None:
+    expected_us = (moment - EPOCH) // timedelta(microseconds=1)
+    assert parse_timestamp(moment.isoformat()) == expected_us * 1000
