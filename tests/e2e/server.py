@@ -285,8 +285,16 @@ class ServerProcess:
     @property
     def resident_bytes(self) -> int:
         """The memory that the process has in RAM."""
+        return self._memory_bytes("VmRSS:")
+
+    @property
+    def resident_bytes_peak(self) -> int:
+        """The most that it ever had there."""
+        return self._memory_bytes("VmHWM:")
+
+    def _memory_bytes(self, name: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+        return int(status.partition(name)[2].split()[0]) * 1024
 
     def signal(self, number: int) -> None:
         assert self._process is not None

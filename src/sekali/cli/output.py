@@ -20,13 +20,14 @@ EXIT_USAGE = 2
 EXIT_NO_SERVER = 3
 EXIT_INTERRUPTED = 130
 
+_UNLIMITED_WIDTH = 1_000_000
 # What moves the cursor, changes the terminal's state or the direction of writing.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def console() -> Console:
-    """Return the console for results: standard output."""
-    return Console(highlight=False)
+    """Return the console for results: standard output. Only a terminal has an edge to cut lines at."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
 
 
 def error_console() -> Console:

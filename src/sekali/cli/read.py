@@ -94,7 +94,7 @@ def events(
 
 
 def _limited(server: Server, params: Params, limit: int, *, write: bool) -> list[Row]:
-    """Read pages until there are ``limit`` events or no more. With ``write`` they are written as they come, not kept."""
+    """Read pages until there are ``limit`` events or no more. With ``write`` they are written at once, not kept."""
     kept: list[Row] = []
     left = limit
     query: Params | str | None = {**params, "limit": min(limit, PAGE_EVENTS)}
@@ -198,13 +198,10 @@ def _watch(server: Server, screen: Console, *, as_json: bool) -> None:
 
 def _event_table(found: list[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("seq", justify="right", style="cyan", no_wrap=True)
-    table.add_column("timestamp", style="dim", no_wrap=True)
-    table.add_column("topic", style="green")
-    table.add_column("event_id", overflow="fold")
-    table.add_column("source")
-    table.add_column("sent again", justify="right")
-    table.add_column("payload", overflow="fold", ratio=1)
+    for name, style in (("seq", "cyan"), ("timestamp", "dim"), ("topic", "green"), ("event_id", ""), ("source", "")):
+        table.add_column(name, style=style, no_wrap=True, justify="right" if name == "seq" else "left")
+    table.add_column("again", justify="right", no_wrap=True)
+    table.add_column("payload", no_wrap=True)
     for row in found:
         event = row.event
         cells = [_shown(event.get(name, "")) for name in ("seq", "timestamp", "topic", "event_id", "source")]

@@ -2,7 +2,6 @@
 
 import secrets
 import time
-import uuid
 from collections.abc import Callable
 from threading import Lock
 
@@ -40,7 +39,8 @@ class Uuid7:
         with self._lock:
             self._advance()
             bits = self._ms << 80 | self._counter << _TAIL_BITS | self._random_bits(_TAIL_BITS)
-        return str(uuid.UUID(int=_with_version_and_variant(bits)))
+        digits = f"{_with_version_and_variant(bits):032x}"
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
     def _advance(self) -> None:
         now_ms = self._clock_ns() // _NS_PER_MS
