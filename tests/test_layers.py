@@ -30,9 +30,7 @@ FUNCTION_LINES_MAX = 70
 
 
 def modules() -> dict[str, ast.Module]:
-    return {
-        str(path.relative_to(SOURCE).with_suffix("")): ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")
-    }
+    return {str(path.relative_to(SOURCE).with_suffix("")): ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")}
 
 
 def layer_of(module: str) -> int:

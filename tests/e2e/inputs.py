@@ -301,4 +301,14 @@ BAD_DOCUMENTS = [
 ENDLESS_DOCUMENTS = [b"{" * 100_000, b'{"a":' * 100_000, b'{"payload":' + b"[" * 100_000]
 
 # JSON, and nothing that could be an event.
-NO_EVENTS = [b"null", b"true", b"1", b'"text"', b"{}", b'{"topic": 1}', b"[[]]", b"[null, 1, {}]", b"[" * 99 + b"]" * 99]
+NO_EVENTS = [
+    b"null",
+    b"true",
+    b"1",
+    b'"text"',
+    b"{}",
+    b'{"topic": 1}',
+    b"[[]]",
+    b"[null, 1, {}]",
+    b"[" * 99 + b"]" * 99,
+]

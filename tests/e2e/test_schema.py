@@ -218,7 +218,9 @@ def test_ndjson_lines(http: Client, topic: str, ending: bytes) -> None:
 
 
 def test_ndjson_counts_items_that_are_no_json_among_the_others(http: Client, topic: str) -> None:
-    body = b"\n".join([b"{", _raw(topic, "1"), b"", b"[]", _raw(topic, "2", "topic", b'"/"'), b"\xff", _raw(topic, "2")])
+    body = b"\n".join(
+        [b"{", _raw(topic, "1"), b"", b"[]", _raw(topic, "2", "topic", b'"/"'), b"\xff", _raw(topic, "2")]
+    )
     answer = http.publish_ndjson(body)
     assert answer.outcomes == ["invalid", "stored", "invalid", "invalid", "invalid", "stored"]
     errors = [result.get("error", "") for result in answer.json()["results"]]
@@ -405,7 +407,9 @@ def test_body_in_chunks_is_read(http: Client, server: ServerProcess, topic: str)
 
 
 @pytest.mark.parametrize("ending", [b"[", b"5\r\n[{}", b"zz\r\n"], ids=["cut", "cut in a chunk", "no chunk"])
-def test_connection_that_ends_inside_the_body_stores_nothing(http: Client, server: ServerProcess, ending: bytes) -> None:
+def test_connection_that_ends_inside_the_body_stores_nothing(
+    http: Client, server: ServerProcess, ending: bytes
+) -> None:
     before = _stored_total(http)
     with RawConnection(server.port) as connection:
         kind = "Content-Length: 1000" if ending == b"[" else "Transfer-Encoding: chunked"
@@ -584,7 +588,9 @@ def test_hostile_ndjson_is_refused_and_the_server_goes_on(http: Client, topic: s
     assert http.publish(event(topic, "1")).status == 200
 
 
-def test_other_publishers_are_served_while_a_hostile_body_is_read(http: Client, server: ServerProcess, topic: str) -> None:
+def test_other_publishers_are_served_while_a_hostile_body_is_read(
+    http: Client, server: ServerProcess, topic: str
+) -> None:
     body = b"[" + b"[0]," * 9_999 + b"[" + b"{}," * 3_000_000 + b"{}]]"
     with RawConnection(server.port) as connection:
         connection.send(_post_head(f"Content-Length: {len(body)}") + body)

@@ -198,14 +198,22 @@ def _watch(server: Server, screen: Console, *, as_json: bool) -> None:
 
 def _event_table(found: list[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    for name, style in (("seq", "cyan"), ("timestamp", "dim"), ("topic", "green"), ("event_id", ""), ("source", "")):
-        table.add_column(name, style=style, no_wrap=True, justify="right" if name == "seq" else "left")
-    table.add_column("again", justify="right", no_wrap=True)
-    table.add_column("payload", no_wrap=True)
+    # A column that may not wrap keeps its width; the others are cut, so that an event is one line.
+    table.add_column("seq", style="cyan", no_wrap=True, justify="right")
+    table.add_column("timestamp", style="dim", no_wrap=True)
+    table.add_column("topic", style="green")
+    table.add_column("event_id")
+    table.add_column("source")
+    table.add_column("again", no_wrap=True, justify="right")
+    table.add_column("payload")
     for row in found:
         event = row.event
-        cells = [_shown(event.get(name, "")) for name in ("seq", "timestamp", "topic", "event_id", "source")]
-        table.add_row(*cells, _shown(event.get("duplicates", "")), _payload(event))
+        cells = [
+            _shown(event.get(name, "")) for name in ("seq", "timestamp", "topic", "event_id", "source", "duplicates")
+        ]
+        for cell in (*cells, payload := _payload(event)):
+            cell.no_wrap, cell.overflow = True, "ellipsis"
+        table.add_row(*cells, payload)
     return table
 
 
