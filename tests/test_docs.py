@@ -59,6 +59,6 @@ def test_no_machine_and_no_registry_is_named() -> None:
     names = re.compile(r"pypi\.org|pythonhosted|registry\.npmjs|debian\.org")
     for path in ROOT.rglob("*"):
         hidden = [part for part in path.relative_to(ROOT).parts[:-1] if part.startswith(".") and part != ".ci"]
-        if path.is_file() and not hidden and path.suffix in {".md", ".toml", ".txt", ".yml", ".py", ".sh", ""}:
-            if path != Path(__file__) and "data" not in path.parts:
-                assert not names.search(path.read_text(errors="replace")), path
+        is_text = path.suffix in {".md", ".toml", ".txt", ".yml", ".py", ".sh", ""}
+        if path.is_file() and is_text and not hidden and path != Path(__file__) and "data" not in path.parts:
+            assert not names.search(path.read_text(errors="replace")), path

@@ -34,7 +34,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def layer_of(module: str) -> int:
-    top = module.split("/")[0]
+    top = module.split("/", maxsplit=1)[0]
     (found,) = [number for number, layer in enumerate(LAYERS) if top in layer]
     return found
 

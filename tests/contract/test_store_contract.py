@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from batches import CONFLICT, DUPLICATE, INVALID, STORED, batch, commit, publish, read_all
 
+from batches import CONFLICT, DUPLICATE, INVALID, STORED, batch, commit, publish, read_all
 from sekali.errors import CommitUnknown
 from sekali.ports import EventStore, Lifetime, Order, Position, Query, StoredEvent
 from sekali.stores.memory import MemoryStore

@@ -374,10 +374,15 @@ class RawConnection:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    def receive_head(self) -> bytes:
-        """Return the head of an answer and what came with it."""
-        data = b""
-        while b"\r\n\r\n" not in data:
+    def receive_answer(self) -> bytes:
+        """Return one whole answer that says its length."""
+        data = self._receive_until(b"", lambda data: b"\r\n\r\n" in data)
+        head, _, _ = data.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        return self._receive_until(data, lambda data: len(data) >= len(head) + 4 + length)
+
+    def _receive_until(self, data: bytes, complete: Callable[[bytes], bool]) -> bytes:
+        while not complete(data):
             chunk = self.socket.recv(65536)
             assert chunk, f"the connection ended after {data!r}"
             data += chunk

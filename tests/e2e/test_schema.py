@@ -385,13 +385,13 @@ def test_too_large_body_is_413(tight: ServerProcess) -> None:
 def test_too_large_body_is_413_before_it_is_sent(tight: ServerProcess) -> None:
     with RawConnection(tight.port) as connection:
         connection.send(_post_head("Content-Length: 1000000000000"))
-        assert connection.receive_head().startswith(b"HTTP/1.1 413 ")
+        assert connection.receive_answer().startswith(b"HTTP/1.1 413 ")
 
 
 def test_too_large_body_in_chunks_is_413(tight: ServerProcess) -> None:
     with RawConnection(tight.port) as connection:
         connection.send(_post_head("Transfer-Encoding: chunked") + b"5000\r\n" + b" " * 0x5000 + b"\r\n")
-        answer = connection.receive_head()
+        answer = connection.receive_answer()
     assert answer.startswith(b"HTTP/1.1 413 ") and b"BODY_BYTES_MAX" in answer
 
 
@@ -498,7 +498,7 @@ def test_known_content_types(http: Client, topic: str, headers: dict[str, str]) 
 def test_too_large_header_is_431(server: ServerProcess, head: bytes) -> None:
     with RawConnection(server.port) as connection:
         connection.send(head)
-        answer = connection.receive_head()
+        answer = connection.receive_answer()
     assert answer.startswith(b"HTTP/1.1 431 ") and b":headers-too-large" in answer
 
 
@@ -521,7 +521,7 @@ def test_header_without_an_end_is_431_and_is_not_collected(server: ServerProcess
     assert pieces < 800, "the server read 50 MB of one header"
     with RawConnection(server.port) as connection:
         connection.send(head + b"x" * 50_000)
-        assert connection.receive_head().startswith(b"HTTP/1.1 431 ")
+        assert connection.receive_answer().startswith(b"HTTP/1.1 431 ")
 
 
 @pytest.mark.parametrize(
@@ -597,4 +597,4 @@ def test_other_publishers_are_served_while_a_hostile_body_is_read(
         connection.socket.setblocking(False)
         assert http.publish(event(topic, "1")).status == 200
         connection.socket.setblocking(True)
-        assert connection.receive_head().startswith(b"HTTP/1.1 422 ")
+        assert connection.receive_answer().startswith(b"HTTP/1.1 422 ")

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
-from batches import commit, read_all
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
+from batches import commit, read_all
 from sekali.event import Batch
 from sekali.ports import EventStore, Order, Query
 from sekali.stores.memory import MemoryStore

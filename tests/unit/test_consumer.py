@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from batches import DUPLICATE, STORED, batch
 
+from batches import DUPLICATE, STORED, batch
 from sekali.consumer import Consumer
 from sekali.errors import CommitUnknown, QueueFull, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict

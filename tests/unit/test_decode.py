@@ -22,7 +22,7 @@ good_items = st.fixed_dictionaries(
     },
     optional={"source": st.sampled_from(["", "host", None]), "source_seq": st.none() | st.integers(-5, 5)},
 )
-bad_items = st.sampled_from(
+bad_items: st.SearchStrategy[Any] = st.sampled_from(
     [
         1,
         None,

@@ -114,12 +114,15 @@ def test_what_is_stored_is_read_alike_by_every_parser(payloads: list[bytes]) -> 
             stored = clean_payload(payload)
         except PayloadFault:
             continue
-        pairs: list[list[str]] = []
-        json.loads(stored, object_pairs_hook=lambda found: pairs.append([key for key, _ in found]))
-        assert all(len(keys) == len(set(keys)) for keys in pairs)
+        json.loads(stored, object_pairs_hook=_require_each_key_once)
         assert b"\n" not in stored
         assert exact(stored) == exact(payload)
         assert is_readable([stored])
+
+
+def _require_each_key_once(pairs: list[tuple[str, Any]]) -> None:
+    keys = [key for key, _ in pairs]
+    assert len(keys) == len(set(keys)), keys
 
 
 def _is_grammatical(payload: bytes) -> bool:

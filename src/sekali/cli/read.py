@@ -6,7 +6,6 @@ import time
 from typing import Annotated, Any, Literal
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -197,7 +196,7 @@ def _watch(server: Server, screen: Console, *, as_json: bool) -> None:
 
 
 def _event_table(found: list[Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=None, padding=(0, 2, 0, 0))
     # A column that may not wrap keeps its width; the others are cut, so that an event is one line.
     table.add_column("seq", style="cyan", no_wrap=True, justify="right")
     table.add_column("timestamp", style="dim", no_wrap=True)
