@@ -16,7 +16,7 @@ def batch(
         made.event_ids.append(event_id)
         made.timestamps_ns.append(1000 + position)
         made.payloads.append(rest[0] if rest else b"{}")  # type: ignore[arg-type]
-        made.sources.append(rest[1] if len(rest) > 1 else "")  # type: ignore[arg-type, misc]
+        made.sources.append(rest[1] if len(rest) > 1 else "")  # type: ignore[arg-type]
         made.source_seqs.append(None)
     return made
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from sekali.api import models
 from sekali.api.problems import Kind
@@ -43,7 +44,7 @@ def test_every_problem_and_status_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize("model", [models.Event, models.Stats, models.Topic, models.Conflict, models.EventIn])
-def test_every_field_is_in_the_reference(model: type[models.BaseModel]) -> None:
+def test_every_field_is_in_the_reference(model: type[BaseModel]) -> None:
     for name in model.model_fields:
         assert f"`{name}`" in HTTP_PAGE, f"{model.__name__}.{name}"
 

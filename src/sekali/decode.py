@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -180,7 +181,7 @@ def _fault(text: bytes, depth: int) -> str:
     try:
         # The judge of what is JSON: msgspec stops at the first fault, of whatever kind, and refuses lone surrogates,
         # which the grammar allows.
-        json.loads(text.decode(), parse_constant=_refuse_constant, parse_int=str, parse_float=str)
+        found = json.loads(text.decode(), parse_constant=_refuse_constant, parse_int=str, parse_float=str)
     except UnicodeDecodeError:
         raise NotJson("not UTF-8") from None
     except ValueError as error:
@@ -190,8 +191,19 @@ def _fault(text: bytes, depth: int) -> str:
     except msgspec.ValidationError as error:
         return _explain(str(error))
     except msgspec.DecodeError:
-        return "event: a string holds a lone surrogate (\\ud800 to \\udfff), which is not Unicode"
+        return f"{_surrogate_field(found)}: a lone surrogate (\\ud800 to \\udfff), which is not Unicode"
     raise AssertionError("a refused item was accepted the second time")
+
+
+def _surrogate_field(item: Any) -> str:
+    """Name the field that holds a text which cannot be written as UTF-8."""
+    for name, value in item.items() if isinstance(item, dict) else ():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+            name.encode()
+        except UnicodeEncodeError:
+            return name if name.isascii() else "event"
+    return "event"
 
 
 def _refuse_constant(name: str) -> None:

@@ -19,7 +19,7 @@ import urllib3
 
 DEADLINE_S = 30.0  # only ever reached by a test that fails
 NDJSON = "application/x-ndjson"
-SEKALI = Path(os.environ.get("SHIM") or Path(sys.executable).with_name("sekali"))
+SEKALI = Path(sys.executable).with_name("sekali")
 FAULTS = Path(__file__).with_name("faults.py")
 _OLDER_NAMES = {
     "DB_PATH",

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Self
 
 from sekali.api.problems import Kind, Problem
 from sekali.errors import QueueFull
@@ -42,17 +42,52 @@ class ByteBudget:
         self.held -= count
 
 
+class Reservation:
+    """Bytes of the budget that one request holds."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.held = 0
+
+    def grow(self, count: int) -> None:
+        """Take more.
+
+        Raises:
+            QueueFull: there is not enough.
+
+        """
+        self._budget.reserve(count)
+        self.held += count
+
+    def release(self) -> None:
+        """Give all of it back. May be called twice."""
+        self._budget.release(self.held)
+        self.held = 0
+
+
 class BodyReader:
     """Reads the body of one request, reserving its bytes before they are read.
 
-    ``release`` gives them back; call it once the request is answered, or later where the bytes live on.
+    As a context manager it gives them back at the end, once the request is answered; or not, after ``hand_over``: then
+    they live on, and whoever they were handed to releases the ``reservation``.
     """
 
     def __init__(self, budget: ByteBudget, *, bytes_max: int, timeout_s: float) -> None:
-        self._budget = budget
+        self.reservation = Reservation(budget)
         self._bytes_max = bytes_max
         self._timeout_s = timeout_s
-        self._reserved = 0
+        self._handed_over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._handed_over:
+            self.reservation.release()
+
+    def hand_over(self) -> None:
+        """Leave the release to somebody else."""
+        self._handed_over = True
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """Return the whole body.
@@ -67,7 +102,7 @@ class BodyReader:
         if declared is not None:
             if declared > self._bytes_max:
                 raise self._too_large()
-            self._reserve(declared)
+            self.reservation.grow(declared)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._read(receive)
@@ -77,11 +112,6 @@ class BodyReader:
                 f"the body did not arrive within {self._timeout_s:g} s (BODY_TIMEOUT_S)",
                 headers=[(b"connection", b"close")],
             ) from None
-
-    def release(self) -> None:
-        """Give back what was reserved. May be called twice."""
-        self._budget.release(self._reserved)
-        self._reserved = 0
 
     async def _read(self, receive: Receive) -> bytes:
         chunks: list[bytes] = []
@@ -94,15 +124,11 @@ class BodyReader:
             size += len(chunk)
             if size > self._bytes_max:
                 raise self._too_large()
-            if size > self._reserved:  # a body sent in chunks does not say its length
-                self._reserve(size - self._reserved)
+            if size > self.reservation.held:  # a body sent in chunks does not say its length
+                self.reservation.grow(size - self.reservation.held)
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _reserve(self, count: int) -> None:
-        self._budget.reserve(count)
-        self._reserved += count
 
     def _too_large(self) -> Problem:
         return Problem(

@@ -70,21 +70,19 @@ class Publish:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = BodyReader(self._budget, bytes_max=self._body_bytes_max, timeout_s=self._body_timeout_s)
-        try:
-            answer = await self._answer(scope, receive, body)
-        except Disconnected:
-            body.release()
-            return
-        except SekaliError as error:
-            answer = problem_of(error).answer()
-        except Exception as error:
-            log.exception("publish failed")
-            answer = Problem(Kind.INTERNAL, repr(error)).answer()
-        self._metrics.count_response(answer.status)
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-        await send({"type": "http.response.body", "body": answer.body})
-        if answer.status != 202:  # there the bytes live on until the commit
-            body.release()
+        with body:
+            try:
+                answer = await self._answer(scope, receive, body)
+            except Disconnected:
+                return
+            except SekaliError as error:
+                answer = problem_of(error).answer()
+            except Exception as error:
+                log.exception("publish failed")
+                answer = Problem(Kind.INTERNAL, repr(error)).answer()
+            self._metrics.count_response(answer.status)
+            await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+            await send({"type": "http.response.body", "body": answer.body})
 
     async def _answer(self, scope: Scope, receive: Receive, body: BodyReader) -> Answer:
         if scope["method"] != "POST":
@@ -97,7 +95,8 @@ class Publish:
             self._metrics.count_invalid(len(decoded.faults))
             raise _refusal(decoded, preferences)
         if preferences.later:
-            self._consumer.publish_later(decoded.batch, accepted_at_s, body.release)
+            self._consumer.publish_later(decoded.batch, accepted_at_s, body.reservation.release)
+            body.hand_over()
             self._metrics.count_invalid(len(decoded.faults))
             counts = {"received": len(decoded.batch), "accepted": len(decoded.batch), "invalid": len(decoded.faults)}
             return json_answer(202, counts, headers=preferences.applied)

@@ -164,14 +164,10 @@ class Reading:
 
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
-        body = BodyReader(
-            self._budget, bytes_max=self._settings.body_bytes_max, timeout_s=self._settings.body_timeout_s
-        )
-        try:
-            question = _exists_question(await body.read(request.scope, request.receive), self._settings)
+        settings = self._settings
+        with BodyReader(self._budget, bytes_max=settings.body_bytes_max, timeout_s=settings.body_timeout_s) as body:
+            question = _exists_question(await body.read(request.scope, request.receive), settings)
             missing = await self._read(lambda: self._store.missing(question.topic, question.event_ids))
-        finally:
-            body.release()
         return _json({"missing": missing})
 
     async def stats(self) -> Response:
