@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 HANG_UP = "hang up"
 """An answer that is none: the connection is closed."""
+USUAL = "usual"
+"""The answer that there would be without a script."""
 
 
 @dataclass
@@ -59,8 +61,9 @@ class FakeServer:
     def reply(self, request: Request) -> Reply | str:
         with self._lock:
             self.requests.append(request)
-            if self.script:
-                return self.script.popleft()
+            scripted = self.script.popleft() if self.script else USUAL
+            if scripted != USUAL:
+                return scripted
             if request.path.endswith("/publish"):
                 return self._publish(request)
             return problem(404, "There is no such resource", request.path)
@@ -97,6 +100,7 @@ def fake_server() -> Iterator[FakeServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ STATS = json_reply({"log_id": "log-1"})
 
 
 def _page(*seqs: int, more: bool = False) -> Reply:
-    link = {"Link": '</events?cursor=c>; rel="next"'} if more else {}
+    link: dict[str, Any] = {"Link": '</events?cursor=c>; rel="next"'} if more else {}
     return json_reply([{"seq": seq} for seq in seqs], **link)
 
 

@@ -14,6 +14,9 @@ BUSY = problem(503, "The server has no room", "the queue is full", Retry_After="
 EVENT = encode_event("alpha", "b-1", "2026-11-23T10:00:00Z", {"n": 1})
 
 
+NO_COUNTS = dict.fromkeys(("received", "stored", "duplicate", "conflict", "invalid"), 0)
+
+
 class FakeTime:
     """A clock that moves only when someone sleeps."""
 
@@ -134,7 +137,9 @@ def test_infinite_patience_outlasts_any_outage(fake: FakeServer) -> None:
         (Reply(301, b"", {"Location": "/x"}), NotSekali, "Check the URL"),
         (Reply(200, b"<h1>It works!</h1>"), NotSekali, "Check the URL"),
         (json_reply({"received": 1}), NotSekali, "Check the URL"),
-        (json_reply(dict.fromkeys(("received", "stored"), 0) | {"results": []}), NotSekali, "Check the URL"),
+        (json_reply({**NO_COUNTS, "results": []}), NotSekali, "Check the URL"),
+        (json_reply({**NO_COUNTS, "results": {"0": "stored"}}), NotSekali, "Check the URL"),
+        (json_reply({"results": [{"outcome": "stored"}]}), NotSekali, "Check the URL"),
         (Reply(200, b"[" * 100_000), NotSekali, "Check the URL"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sekali.client.batches import FLUSH_AFTER_S, REQUEST_BYTES_MAX
+from sekali.client.errors import InputFailed
 from sekali.client.lines import (
     LINE_BYTES_MAX,
     Fault,
@@ -22,7 +23,7 @@ from sekali.client.timepattern import TimePattern
 from sekali.client.uuid7 import Uuid7
 
 STDIN = Path("-")
-_STDIN_FD = 0
+STDIN_FD = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +81,23 @@ def input_items(
     """Yield the events of all inputs, one input after another, until there are no more or it is stopped.
 
     ``advance`` is told how many bytes were read.
+
+    Raises:
+        InputFailed: a file cannot be read.
+
     """
     for entry in inputs:
-        with _opened(entry) as fd:
-            yield from entry.items(_watched(read_chunks(fd, FLUSH_AFTER_S), advance, is_stopped), refuse)
+        try:
+            with _opened(entry) as fd:
+                yield from entry.items(_watched(read_chunks(fd, FLUSH_AFTER_S), advance, is_stopped), refuse)
+        except OSError as error:
+            raise InputFailed(f"cannot read {entry.path}: {error.strerror}") from error
 
 
 @contextmanager
 def _opened(entry: Input) -> Iterator[int]:
     if entry.is_stdin:
-        yield _STDIN_FD
+        yield STDIN_FD
         return
     fd = os.open(entry.path, os.O_RDONLY)
     try:

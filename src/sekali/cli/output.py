@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sekali.client.errors import ClientError, Gone, Refused
+from sekali.client.errors import ClientError, Gone, InputFailed, Refused
 
 EXIT_OK = 0
 EXIT_NOT_ALL = 1  # something was invalid, in conflict or refused
@@ -83,6 +83,8 @@ def reported_errors() -> Iterator[None]:
 
 def exit_code_of(error: ClientError) -> int:
     """Return the exit code that tells scripts about an error."""
+    if isinstance(error, InputFailed):
+        return EXIT_USAGE
     if isinstance(error, Refused):
         return EXIT_USAGE if error.status == 422 else EXIT_NOT_ALL
     return EXIT_NO_SERVER

@@ -45,6 +45,14 @@ _LOAD = "Load publisher"
 _INPUT = "Real input"
 
 
+def _check_existence(paths: list[Path] | None) -> list[Path] | None:
+    # typer 0.29 looks for a file named - when it is asked to check this itself.
+    for path in paths or []:
+        if path != STDIN and not path.exists():
+            raise typer.BadParameter(f"{str(path)!r} does not exist")
+    return paths
+
+
 def publish(
     url: Url = None,
     batch_size: Annotated[int | None, setting_option(PublisherSettings, "batch_size", "--batch-size")] = None,
@@ -72,10 +80,9 @@ def publish(
         list[Path] | None,
         typer.Option(
             "--file",
-            exists=True,
             dir_okay=False,
             readable=True,
-            allow_dash=True,
+            callback=_check_existence,
             help="A file to publish; may be repeated. - is standard input, which is also what is read without --file.",
             rich_help_panel=_INPUT,
         ),
@@ -188,7 +195,7 @@ def _run(
     """Publish everything, report, and return the exit code."""
     stop = Stop()
     terminal = error_console()
-    report = Report(terminal.print)
+    report = Report(lambda text: terminal.print(text, soft_wrap=True))
     failure: ClientError | None = None
     interrupted = False
     with progress_screen(terminal, size_bytes(inputs) if inputs else settings.publish_count) as screen:

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -60,36 +61,40 @@ def publish_all(
 
     """
     taking = threading.Lock()
-    failures: list[BaseException] = []
+    # Each thread says how it ended. (Joining a thread does not do: in Python 3.11 a join that Ctrl-C interrupted makes
+    # the thread look as if it had ended.)
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work() -> None:
+        failure: BaseException | None = None
         try:
             while not stop.is_set():
                 with taking:
                     batch = next(batches, None)
                 if batch is None:
-                    return
+                    break
                 for part, answer in publish_batch(server, batch):
                     settle(part, answer)
         except Stopped:
             pass
-        except BaseException as error:  # raised again below, in the thread that can tell the user
-            failures.append(error)
+        except BaseException as error:  # raised again in the thread that can tell the user
+            failure = error
             stop.set()
+        ended.put(failure)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(connections)]
-    for thread in threads:
-        thread.start()
+    for _ in range(connections):
+        threading.Thread(target=work, daemon=True).start()
     try:
-        for thread in threads:
-            thread.join()
+        failures = [ended.get() for _ in range(connections)]
     except KeyboardInterrupt:
         stop.set()
-        for thread in threads:
-            thread.join(INTERRUPT_GRACE_S)
+        with suppress(Empty):
+            for _ in range(connections):
+                ended.get(timeout=INTERRUPT_GRACE_S)
         raise
-    if failures:
-        raise failures[0]
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 class Screen:

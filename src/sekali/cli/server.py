@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sekali.cli import output
 from sekali.cli.options import Json, load_settings, setting_option
@@ -81,12 +82,13 @@ def verify(db_path: DbPath = None, as_json: Json = False) -> None:
     if as_json:
         output.write_json(report.document())
     else:
-        table = Table("check", "result", title=f"{report.db_path}: {report.events} events, log {report.log_id}")
+        title = Text(output.escape_controls(f"{report.db_path}: {report.events} events, log {report.log_id}"))
+        table = Table("check", "result", title=title)
         for check in report.checks:
             lines = [output.escape_controls(failure) for failure in check.failures]
             if check.failure_count > len(lines):
                 lines.append(f"and {check.failure_count - len(lines)} more")
-            table.add_row(check.name, "[green]ok[/]" if check.ok else "[red]" + "\n".join(lines) + "[/]")
+            table.add_row(check.name, Text("ok", "green") if check.ok else Text("\n".join(lines), "red"))
         output.console().print(table)
         if not report.ok:
             output.print_error("the store does not keep the promise; keep the file and restore a backup")
@@ -103,7 +105,7 @@ def backup(
 
     settings = load_settings(ServerSettings, db_path=db_path)
     try:
-        with output.error_console().status(f"copying {settings.db_path}"):
+        with output.error_console().status(Text(f"copying {settings.db_path}")):
             size = copy(settings.db_path, target)
     except SekaliError as error:
         output.print_error(str(error))

@@ -31,3 +31,7 @@ class TooLarge(Refused):
 
 class Gone(Refused):
     """The position belongs to another log, or lies above the newest event of this one (410)."""
+
+
+class InputFailed(ClientError):
+    """A file that was to be published cannot be read."""
