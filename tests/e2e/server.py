@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import random
 import socket
 import subprocess
 import sys
@@ -92,7 +93,7 @@ class Response:
         return [result["outcome"] for result in self.json()["results"]]
 
     @property
-    def seqs(self) -> list[int | None]:
+    def seqs(self) -> list[Any]:
         return [result.get("seq") for result in self.json()["results"]]
 
     @property
@@ -203,10 +204,10 @@ class Client:
 
 
 class ServerProcess:
-    """A server as a process of its own, on a free port, which it keeps over restarts.
+    """A server as a process of its own, on a free port: another one each time it starts, unless ``PORT`` is given.
 
-    ``faults`` names a function in ``faults.py`` that wraps the store; ``settings`` are the server's, by upper-case name.
-    ``FAULT_FILE`` in the environment names a file whose presence turns faults on that can be turned.
+    ``settings`` are the server's, by upper-case name. ``faults`` names one of the stores in ``faults.py``, which does
+    harm while ``fault_file`` exists.
     """
 
     def __init__(self, db_path: Path, *, faults: str | None = None, start: bool = True, **settings: object) -> None:
@@ -234,7 +235,7 @@ class ServerProcess:
             self.kill()
             raise
         self.url = str(ready["url"])
-        self.settings["PORT"] = self.port = int(self.url.rpartition(":")[2])
+        self.port = int(self.url.rpartition(":")[2])
         self.http = Client(self.url)
 
     def launch(self) -> None:
@@ -323,7 +324,7 @@ class ServerProcess:
         return self.wait()
 
     def restart(self) -> None:
-        """Stop it in order and start it again on the same file and port."""
+        """Stop it in order and start it again on the same file."""
         assert self.terminate() == 0, self.log
         self.start()
 
@@ -337,6 +338,19 @@ class ServerProcess:
 
     def __exit__(self, *_: tuple[type[BaseException] | None, BaseException | None, TracebackType | None]) -> None:
         self.close()
+
+
+def lasting_port() -> int:
+    """Return a free port that no outgoing connection will be given while a server that should have it is down."""
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(10_000, first_outgoing), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 def event(topic: str, event_id: str, **fields: Any) -> dict[str, Any]:

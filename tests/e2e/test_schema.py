@@ -451,8 +451,16 @@ def test_topics_max_reached(launch: Any) -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    ["text/plain", "application/xml", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"]
-    + ["application/json; charset=utf-16", "application/x-ndjson; charset=latin-1", "application/jsonx"],
+    [
+        "text/plain",
+        "application/xml",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/jsonx",
+        "json",
+        "application/json; charset=utf-16",
+        "application/x-ndjson; charset=latin-1",
+    ],
 )
 def test_unknown_content_type_is_415_with_a_hint(http: Client, topic: str, content_type: str) -> None:
     answer = http.request("POST", "/publish", body=_raw(topic, "1"), headers={"Content-Type": content_type})
@@ -569,7 +577,7 @@ def test_hostile_body_is_refused_and_the_server_goes_on(
     assert server.resident_bytes_peak < MEMORY_BYTES_MAX, "the limits do not bound the memory"
 
 
-@pytest.mark.parametrize("element", [b"[]", b"{}", b"[0]", b'{"":0}', b'""'], ids=repr)
+@pytest.mark.parametrize("element", [b"[]", b'{"":0}'], ids=repr)
 def test_payloads_of_tiny_elements_stay_within_the_memory(
     http: Client, server: ServerProcess, topic: str, element: bytes
 ) -> None:

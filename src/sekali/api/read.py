@@ -105,7 +105,6 @@ class Reading:
         if cursor is not None:
             seq, timestamp_ns = wire.open_cursor(cursor, listing, (int, int), summary).position
             assert isinstance(seq, int) and isinstance(timestamp_ns, int)
-            wire.require_not_above_head(seq, summary)
             query = replace(query, position=Position(seq, timestamp_ns))
         if _wants_ndjson(request):
             stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head))
@@ -232,7 +231,7 @@ def _page_response(
 ) -> Response:
     headers = {}
     if position is not None:
-        cursor = wire.Cursor(summary.log_id, listing, list(position)).token()
+        cursor = wire.Cursor(summary.log_id, summary.head, listing, list(position)).token()
         parameters = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
         headers["Link"] = f'<{request.url.path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'
     return Response(body, media_type="application/json", headers=headers)

@@ -123,9 +123,10 @@ def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page ended: in which log, in which listing and order, and behind what."""
+    """Where a page ended: in which log and how far that had come, in which listing and order, and behind what."""
 
     log_id: str
+    head: int
     listing: str
     position: list[int | str]
 
@@ -155,6 +156,7 @@ def open_cursor(token: str, listing: str, position_types: tuple[type, ...], summ
         raise PositionGone(
             f"the cursor is of log {cursor.log_id} and this is log {summary.log_id}: a backup was restored; start again"
         )
+    require_not_above_head(cursor.head, summary)
     return cursor
 
 
@@ -167,5 +169,6 @@ def require_not_above_head(seq: int, summary: Summary) -> None:
     """
     if seq > summary.head:
         raise PositionGone(
-            f"seq {seq} is above the newest event, {summary.head}, of log {summary.log_id}: it is from another log"
+            f"seq {seq} is above the newest event, {summary.head}, of log {summary.log_id}: the position is from another "
+            "log, or from before this one was put back to an older state; start again"
         )
