@@ -169,6 +169,6 @@ def require_not_above_head(seq: int, summary: Summary) -> None:
     """
     if seq > summary.head:
         raise PositionGone(
-            f"seq {seq} is above the newest event, {summary.head}, of log {summary.log_id}: the position is from another "
-            "log, or from before this one was put back to an older state; start again"
+            f"seq {seq} is above the newest event, {summary.head}, of log {summary.log_id}: the position is from "
+            "another log, or from before this one was put back to an older state; start again"
         )
