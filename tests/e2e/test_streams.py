@@ -122,11 +122,11 @@ def test_reader_that_leaves_does_no_harm(launch: Launch, store: Path) -> None:
     assert server.terminate() == 0
 
 
-def _checkpoint(path: Path) -> tuple[int, int]:
+def _checkpoint(path: Path, patience_ms: int = 5000) -> tuple[int, int]:
     """Checkpoint from another connection; return whether a reader was in the way and the size of the log after it."""
     connection = apsw.Connection(str(path))
     try:
-        connection.set_busy_timeout(2000)
+        connection.set_busy_timeout(patience_ms)
         row: Any = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         connection.close()
@@ -149,7 +149,7 @@ def test_stalled_stream_does_not_hold_the_write_ahead_log_back(launch: Launch, s
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM events").fetchall()
     assert server.http.publish([one | {"topic": "more/2"} for one in more]).json()["stored"] == 2_000
-    busy, wal_bytes = _checkpoint(store)
+    busy, wal_bytes = _checkpoint(store, patience_ms=100)
     reader.close()
     assert busy == 1 and wal_bytes > MIB
     assert server.terminate() == 0
