@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from sekali.errors import NotJson, TooManyItems
-from sekali.event import Batch, EventIn, validate
+from sekali.event import Batch, EventIn, valid_columns, validate
 from sekali.jsonvalue import DEPTH_MAX, nesting_depth
 
 
@@ -81,7 +81,7 @@ def decode_json(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
         raise NeedsCare from None
     if len(items) > limits.items_max:
         raise _too_many(limits)
-    return _decoded(items, {}, limits, single=single)
+    return _decoded_at_once(items, limits, single=single)
 
 
 def decode_ndjson(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
@@ -111,6 +111,8 @@ def decode_ndjson(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
                 faults[position] = _fault(line, nesting_depth(line))
             except NotJson as error:
                 faults[position] = f"line: {error}"
+    if not careful:
+        return _decoded_at_once(items, limits, single=False)
     return _decoded(items, faults, limits, single=False)
 
 
@@ -132,6 +134,13 @@ def _decode_carefully(body: bytes, limits: Limits, *, single: bool) -> Decoded:
         except (msgspec.MsgspecError, RecursionError):
             faults[position] = _fault(text, depth)
     return _decoded(items, faults, limits, single=single)
+
+
+def _decoded_at_once(items: list[EventIn], limits: Limits, *, single: bool) -> Decoded:
+    batch = valid_columns(items, limits.event_bytes_max)
+    if batch is None:
+        raise NeedsCare
+    return Decoded(batch, {}, single)
 
 
 def _decoded(items: list[EventIn], faults: dict[int, str], limits: Limits, *, single: bool) -> Decoded:
