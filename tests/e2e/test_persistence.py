@@ -226,6 +226,22 @@ def test_sigterm_answers_everything_that_was_accepted(launch: Launch) -> None:
     assert len(_stored_ids(server.http)) == publishers * batch + 1
 
 
+def test_sigterm_commits_what_was_accepted_with_202(launch: Launch) -> None:
+    """Nobody waits for an answer any more; what was accepted is committed before the exit all the same."""
+    server = launch(faults="held")
+    server.fault_file.touch()
+    for request in range(20):
+        answer = server.http.publish([event("later", f"{request}-{n}") for n in range(50)], prefer="respond-async")
+        assert answer.status == 202
+    server.signal(signal.SIGTERM)
+    server.wait_for_log("stopping")
+    assert server.running, "it did not wait for the commit"
+    server.fault_file.unlink()
+    assert server.wait() == 0
+    server.start()
+    assert len(_stored_ids(server.http)) == 1000
+
+
 def test_sigterm_with_a_commit_that_never_ends_exits_within_the_deadline(launch: Launch) -> None:
     """The exit code then tells that something accepted was not committed."""
     server = launch(faults="held", STOP_TIMEOUT_S=1)

@@ -577,11 +577,9 @@ def test_hostile_body_is_refused_and_the_server_goes_on(
     assert server.resident_bytes_peak < MEMORY_BYTES_MAX, "the limits do not bound the memory"
 
 
-@pytest.mark.parametrize("element", [b"[]", b'{"":0}'], ids=repr)
-def test_payloads_of_tiny_elements_stay_within_the_memory(
-    http: Client, server: ServerProcess, topic: str, element: bytes
-) -> None:
-    """Valid payloads whose elements take many times their length in memory once they are looked at."""
+def test_payloads_of_tiny_elements_stay_within_the_memory(http: Client, server: ServerProcess, topic: str) -> None:
+    """Valid payloads whose elements take forty times their length in memory once they are looked at."""
+    element = b'{"":0}'
     payload = b"[" + (element + b",") * (1_000_000 // (len(element) + 1)) + b"0]"
     answer = http.publish(b"[%b]" % b",".join(_raw(topic, f"{number}", "payload", payload) for number in range(10)))
     assert answer.outcomes == ["stored"] * 10
