@@ -311,6 +311,15 @@ class ServerProcess:
             self.http.close()
         return self.exit_code
 
+    def ends_within(self, seconds: float) -> bool:
+        """Tell whether the process ends by itself, for what must not end yet."""
+        assert self._process is not None
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def kill(self) -> None:
         """End it as a power cut would end the process: SIGKILL."""
         assert self._process is not None
