@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "sekali"
 LAYERS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
+    ("bench",),
     ("service",),
     ("api",),
     ("consumer", "testing"),
@@ -24,7 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("client",),
     ("__init__",),
 ]
-INSIDE_ITS_OWN = {"cli", "api", "stores", "client"}  # packages whose modules may import one another
+INSIDE_ITS_OWN = {"cli", "bench", "api", "stores", "client"}  # packages whose modules may import one another
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 

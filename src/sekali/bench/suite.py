@@ -1,0 +1,50 @@
+"""The benchmarks by name, and what each leaves: ``<out>/<name>.json`` and ``<out>/<name>.svg``."""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sekali.bench import ceiling, ingest, machine
+from sekali.bench.children import BenchFailed
+from sekali.bench.options import Notify, Options, Report
+
+BENCHES: dict[str, Callable[[Options, Notify], Report]] = {"ceiling": ceiling.run, "ingest": ingest.run}
+
+
+def require_extra() -> None:
+    """Make sure that plots can be drawn, before anything is measured.
+
+    Raises:
+        BenchFailed: the extra is not installed; the message says how.
+
+    """
+    if find_spec("matplotlib") is None:
+        raise BenchFailed("the plots need matplotlib: pip install 'sekali[bench]'")
+
+
+def run(name: str, options: Options, out: Path, notify: Notify) -> tuple[dict[str, Any], Report]:
+    """Run one benchmark and write its files; return the document written and the report.
+
+    Raises:
+        BenchFailed: it could not be measured, or the server was wrong.
+
+    """
+    require_extra()
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="sekali-bench-", dir=options.db_dir) as probe:
+        document: dict[str, Any] = {"bench": name, "machine": machine.facts(Path(probe)), "options": options.document()}
+    report = BENCHES[name](options, notify)
+    document["figures"] = report.figures
+    (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    draw(name, report.figures, out / f"{name}.svg")
+    return document, report
+
+
+def draw(name: str, figures: dict[str, Any], path: Path) -> None:
+    """Draw a benchmark's plot."""
+    from sekali.bench import plots  # noqa: PLC0415 - matplotlib is an extra
+
+    plots.save(plots.PLOTS[name](figures), path)

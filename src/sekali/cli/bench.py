@@ -1,0 +1,93 @@
+"""``sekali bench``: how fast is it here?"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+
+from sekali.cli import output
+from sekali.cli.options import Json
+from sekali.errors import SekaliError
+
+EPILOG = "Example: sekali bench ingest --seconds 10 --rounds 3. Needs: pip install 'sekali[bench]'"
+
+
+class What(StrEnum):
+    """The benchmarks."""
+
+    CEILING = "ceiling"
+    INGEST = "ingest"
+
+
+def bench(
+    what: Annotated[What, typer.Argument(help="What to measure.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for <name>.json and <name>.svg.")] = Path("bench/results"),
+    seconds: Annotated[float, typer.Option("--seconds", min=0.5, max=3600, help="Length of one run.")] = 10.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Runs of each load; medians count.")] = 3,
+    events: Annotated[
+        int, typer.Option("--events", min=1000, max=1_000_000_000, help="Events in a large store.")
+    ] = 20_000_000,
+    db_dir: Annotated[
+        Path | None,
+        typer.Option("--db-dir", exists=True, file_okay=False, help="Where stores are put; removed afterwards."),
+    ] = None,
+    commit_rows: Annotated[
+        int | None, typer.Option("--commit-rows", min=1, help="Rows in a commit of the ceiling; else the server's.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="A server setting that is not default: NAME=VALUE.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option("--only", help="Part of a load's name, such as v7: run just that, without the ceiling.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Measure a real server on this machine, with fsync before every answer, and check that it did everything right.
+
+    The load goes to 127.0.0.1 only. Figures of a machine that does other work meanwhile mean little.
+    """
+    from sekali.bench import suite  # noqa: PLC0415 - the other commands start faster without numpy
+    from sekali.bench.options import Options  # noqa: PLC0415 - likewise
+
+    options = Options(seconds, rounds, events, db_dir, _settings(setting or []), commit_rows, only)
+    try:
+        with _progress() as bar:
+            task = bar.add_task("starting", total=1.0)
+            document, report = suite.run(
+                what, options, out, lambda doing, done: bar.update(task, description=doing, completed=done)
+            )
+    except SekaliError as error:
+        output.print_error(str(error))
+        raise typer.Exit(output.EXIT_NOT_ALL) from None
+    if as_json:
+        output.write_json(document)
+        return
+    for table in report.tables:
+        shown = RichTable(*table.columns, title=table.title)
+        for row in table.rows:
+            shown.add_row(*row)
+        output.console().print(shown)
+        for note in table.notes:
+            output.write_line(f"note: {note}")
+    output.write_line(f"written: {out / what}.json, {out / what}.svg")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=output.error_console(),
+        transient=True,
+    )
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for name, sign, _ in pairs:
+        if not sign or not name:
+            raise typer.BadParameter("--set takes NAME=VALUE, such as --set CONSUMER_WORKERS=2")
+    return {name.upper().removeprefix("SEKALI_"): value for name, _, value in pairs}

@@ -1,0 +1,38 @@
+"""What a benchmark leaves: its files, its plot; and what it says without the extra."""
+
+import importlib.util
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from sekali.bench import ceiling, suite
+from sekali.bench.children import BenchFailed
+from sekali.bench.events import IdKind
+from sekali.bench.options import Options
+
+
+def test_a_run_leaves_its_figures_and_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "TRIAL_S", 0.01)
+    options = Options(seconds=0.05, rounds=1, events=1000, db_dir=tmp_path, commit_rows=300)
+    told: list[float] = []
+    document, report = suite.run("ceiling", options, tmp_path / "out", lambda what, done: told.append(done))
+    assert json.loads((tmp_path / "out" / "ceiling.json").read_text()) == document
+    assert ET.parse(tmp_path / "out" / "ceiling.svg").getroot().tag.endswith("svg")
+    assert document["machine"]["fsync_ms"]["p50"] > 0 and document["figures"]["uuid7"]["rows_per_s"] > 0
+    assert len(report.tables[0].rows) == 2
+    assert told == sorted(told) and told[0] >= 0 and told[-1] <= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "stores are removed"
+
+
+def test_the_ceiling_appends_every_row(tmp_path: Path) -> None:
+    run = ceiling.measure(tmp_path, ceiling.Tuning(100, 1000), id_kind=IdKind.UUID4, commit_rows=250, seconds=0.02)
+    assert run.rows == run.commits * 250 and run.busy_s >= 0.02
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(suite, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    with pytest.raises(BenchFailed, match=r"pip install 'sekali\[bench\]'"):
+        suite.run("ceiling", Options(seconds=1, rounds=1, events=1000), tmp_path, lambda what, done: None)
