@@ -24,7 +24,7 @@ import structlog
 from sekali.errors import CommitUnknown, QueueFull, SekaliError, Unavailable
 from sekali.event import Batch, Outcome, Verdict
 from sekali.metrics import Metrics
-from sekali.ports import EventStore
+from sekali.ports import EventStore, Progress, no_progress
 
 PROBE_INTERVAL_S = 1.0
 
@@ -61,7 +61,8 @@ class Consumer:
     """Commits batches in the order accepted, and answers each after the commit that holds it.
 
     ``clock_s`` is monotonic. Start it on a running event loop; ``publish`` and ``publish_later`` belong to that loop.
-    The queue holds at most ``queue_events_max`` events, those being committed included.
+    The queue holds at most ``queue_events_max`` events, those being committed included. ``on_recovery`` is told, on the
+    writer's thread, how far the store has come where it takes long to get ready.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Consumer:
         queue_events_max: int,
         commit_events_max: int,
         commit_wait_ms_max: float,
+        on_recovery: Progress = no_progress,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -91,12 +93,14 @@ class Consumer:
         self._in_flight: deque[_Ticket] = deque()  # in the order accepted, for the age of the oldest
         self._retry: list[_Ticket] = []  # respond-async tickets whose commit failed; the writer's own
         self._events_waiting = 0
-        self._trouble: str | None = None
+        self._trouble: str | None = "the server is starting"
         self._probe_at_s = 0.0
+        self._on_recovery = on_recovery
 
     def start(self) -> None:
         """Start the threads. Call once, on the event loop that will publish."""
         self._loop = asyncio.get_running_loop()
+        self.ready = asyncio.Event()  # set once the store can commit for the first time
         self._threads = [
             threading.Thread(target=self._work, name=f"sekali-worker-{number}", daemon=True)
             for number in range(self._worker_count)
@@ -206,6 +210,7 @@ class Consumer:
     # On the writer thread.
 
     def _write(self) -> None:
+        self._open_store()
         waiting: deque[_Group] = deque()
         workers_running = self._worker_count
         while workers_running or waiting:
@@ -218,6 +223,28 @@ class Consumer:
         if self._retry:
             log.error("stopped before these could be committed", requests=len(self._retry))
             self._fail(self._retry, Unavailable())
+
+    def _open_store(self) -> None:
+        """Get the store ready for its first commit, however long that takes."""
+        while True:
+            try:
+                self._store.recover(self._report_recovery)
+            except SekaliError as error:
+                if self._stopping.is_set():
+                    return
+                log.error("the store cannot be opened", reason=str(error))
+                self._trouble = str(error)
+                self._stopping.wait(PROBE_INTERVAL_S)
+            else:
+                self._trouble = None
+                self._loop.call_soon_threadsafe(self.ready.set)
+                return
+
+    def _report_recovery(self, done: int, total: int) -> None:
+        if self._stopping.is_set():
+            raise Unavailable("stopped while the dedup index was made; the next start goes on with it")
+        self._trouble = f"the dedup index is being made from the log: {done:,} of {total:,} events"
+        self._on_recovery(done, total)
 
     def _line_up(self, waiting: deque[_Group], *, wait: bool) -> int:
         """Move the groups in line to ``waiting``, and wait for one if there is none; return how many workers ended.
@@ -308,12 +335,12 @@ class Consumer:
             self._give_back(group.tickets, Unavailable(self._trouble))
 
     def _recover(self) -> None:
-        """When it is time, reopen the store and try a real commit, of what still has to be committed if anything."""
+        """When it is time, recover the store and try a real commit, of what still has to be committed if anything."""
         if self._clock_s() < self._probe_at_s:
             return
         retry, self._retry = self._retry, []
         try:
-            self._store.reopen()
+            self._store.recover(self._report_recovery)
         except SekaliError as error:
             self._in_trouble(str(error))
             self._retry = retry

@@ -3,7 +3,7 @@
 All methods block; the consumer and the edge call them from threads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -138,12 +138,31 @@ class Summary(msgspec.Struct, frozen=True):
     lifetime: Lifetime
 
 
+# Told how many of how many events are done, while a store recovers.
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
 class EventStore(Protocol):
     """A log of events in which each identity, (topic, event_id), is stored once.
 
-    One thread at a time calls ``commit``, ``reopen`` and ``close``; ``prepare`` and the reading methods may be called
-    from any thread at any time. What a reader sees is committed.
+    One thread at a time calls ``recover``, ``commit`` and ``close``; ``recover`` comes before the first ``prepare`` and
+    ``commit``. ``prepare`` and the reading methods may be called from any thread at any time. What a reader sees is
+    committed.
     """
+
+    def recover(self, progress: Progress = no_progress) -> None:
+        """Get ready to commit, from nothing but what is stored; also after a commit that failed.
+
+        It may take long, where something derived from the log has to be made anew; reading goes on meanwhile.
+
+        Raises:
+            StoreBroken: the store cannot be opened.
+
+        """
 
     def prepare(self, batch: Batch) -> Any:
         """Do what can be done for a batch before its turn to be committed comes. Changes nothing that is stored."""
@@ -155,15 +174,7 @@ class EventStore(Protocol):
         With no batches it is still a real commit, and shows whether the store can.
 
         Raises:
-            CommitUnknown: it failed; whether anything was stored is not known until ``reopen``.
-
-        """
-
-    def reopen(self) -> None:
-        """Forget what is in memory and start over from what is stored.
-
-        Raises:
-            StoreBroken: the store cannot be opened.
+            CommitUnknown: it failed; whether anything was stored is not known until ``recover``.
 
         """
 
@@ -171,7 +182,12 @@ class EventStore(Protocol):
         """Return the events that match, at most ``query.limit`` of them and at most about ``PAGE_BYTES_MAX``."""
 
     def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
-        """Return those of the ids that the topic does not hold, in the order given."""
+        """Return those of the ids that the topic does not hold, in the order given.
+
+        Raises:
+            Unavailable: the store is still recovering.
+
+        """
 
     def topics(self, after: str, limit: int) -> list[TopicInfo]:
         """Return topics by name, from behind ``after``."""

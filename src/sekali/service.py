@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 import uvicorn
 import uvloop
+from rich.console import Console
+from rich.progress import Progress
 
 from sekali.api.app import Api
 from sekali.api.body import ByteBudget
@@ -64,8 +66,12 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
 
 
 @contextlib.asynccontextmanager
-async def running_app(settings: ServerSettings, store: EventStore, stopping: asyncio.Event) -> AsyncIterator[Api]:
+async def running_app(
+    settings: ServerSettings, store: EventStore, stopping: asyncio.Event
+) -> AsyncIterator[tuple[Api, asyncio.Event]]:
     """Put the parts together over a store and run them; at the end commit what was accepted.
+
+    The event is set once publishing is open: reading is at once, and the store may take its time to get ready.
 
     Raises:
         TimeoutError: at the end, that took longer than ``settings.stop_timeout_s``.
@@ -81,6 +87,7 @@ async def running_app(settings: ServerSettings, store: EventStore, stopping: asy
         queue_events_max=settings.queue_events_max,
         commit_events_max=settings.commit_events_max,
         commit_wait_ms_max=settings.commit_wait_ms_max,
+        on_recovery=RecoveryReport(),
     )
     with (
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
@@ -90,10 +97,33 @@ async def running_app(settings: ServerSettings, store: EventStore, stopping: asy
         reading = Reading(store, consumer, metrics, budget, readers, stopping, settings)
         consumer.start()
         try:
-            yield Api(publish, reading)
+            yield Api(publish, reading), consumer.ready
         finally:
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
+
+
+class RecoveryReport:
+    """Shows how far a store has come in getting ready: a bar on a terminal, else a line in the log every second."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._next_at_s = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that so many of so many events are done."""
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = Progress(console=Console(stderr=True))
+                self._task = self._bar.add_task("making the dedup index from the log")
+                self._bar.start()
+            self._bar.update(self._task, completed=done, total=total)
+            if done == total:
+                self._bar.stop()
+                self._bar = None
+        elif done == total or time.monotonic() >= self._next_at_s:
+            log.info("making the dedup index from the log", done=done, total=total)
+            self._next_at_s = time.monotonic() + 1
 
 
 class _Server(uvicorn.Server):
@@ -107,7 +137,7 @@ class _Server(uvicorn.Server):
 async def _serve(settings: ServerSettings, store: EventStore, listener: socket.socket) -> int:
     stopping = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        app = await stack.enter_async_context(running_app(settings, store, stopping))
+        app, ready = await stack.enter_async_context(running_app(settings, store, stopping))
         server = _Server(
             uvicorn.Config(
                 app,
@@ -130,9 +160,17 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
+
         host, port = listener.getsockname()[:2]
-        log.info("ready", url=f"http://{host}:{port}", db_path=str(settings.db_path), head=store.summary().head)
+        log.info("listening", url=f"http://{host}:{port}")
+
+        async def report_ready() -> None:
+            await ready.wait()
+            log.info("ready", url=f"http://{host}:{port}", db_path=str(settings.db_path), head=store.summary().head)
+
+        reporting = asyncio.create_task(report_ready())
         await server.serve([listener])
+        reporting.cancel()
         try:
             await stack.aclose()
         except TimeoutError as error:

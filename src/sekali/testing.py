@@ -9,7 +9,7 @@ from typing import Any
 
 from sekali.errors import CommitUnknown
 from sekali.event import Batch, Verdict
-from sekali.ports import Conflict, EventStore, Page, Query, Summary, TopicInfo
+from sekali.ports import Conflict, EventStore, Page, Progress, Query, Summary, TopicInfo, no_progress
 
 
 class FakeClock:
@@ -32,14 +32,14 @@ class WrappedStore:
     def __init__(self, store: EventStore) -> None:
         self._store = store
 
+    def recover(self, progress: Progress = no_progress) -> None:
+        self._store.recover(progress)
+
     def prepare(self, batch: Batch) -> Any:
         return self._store.prepare(batch)
 
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
         return self._store.commit(prepared)
-
-    def reopen(self) -> None:
-        self._store.reopen()
 
     def read(self, query: Query) -> Page:
         return self._store.read(query)

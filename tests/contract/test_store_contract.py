@@ -37,6 +37,7 @@ def clock() -> FakeClock:
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[EventStore]:
     make: Make = request.param
     made = make(tmp_path, clock)
+    made.recover()
     yield made
     made.close()
     made.close()  # closing twice is allowed
@@ -177,7 +178,7 @@ class TestFailures:
             event = ("a", f"event {after_commit}")
             with pytest.raises(CommitUnknown):
                 publish(failing, event)
-            failing.reopen()
+            failing.recover()
             assert publish(failing, event)[0][0] is expected
             assert failing.failed == 1
         assert seqs(store, Query()) == [1, 2]
@@ -192,10 +193,10 @@ class TestFailures:
         assert commit(store, batch()) == [[]]
         assert store.summary().head == 0
 
-    def test_reopening_forgets_nothing(self, store: EventStore) -> None:
+    def test_recovering_forgets_nothing(self, store: EventStore) -> None:
         publish(store, ("a", "1"), ("a", "1"), ("a", "1", b"1"))
         before = store.summary(), store.topics("", 10), store.conflicts(0, 10), read_all(store, Query())
-        store.reopen()
+        store.recover()
         assert (store.summary(), store.topics("", 10), store.conflicts(0, 10), read_all(store, Query())) == before
         assert publish(store, ("a", "2"), ("a", "1")) == [(STORED, 2), (DUPLICATE, 1)]
 
@@ -206,7 +207,7 @@ class TestTime:
         for number, seconds in enumerate((0, 10, -3600, 1, 7200)):
             clock.advance(seconds)
             publish(store, ("a", str(number)))
-        store.reopen()
+        store.recover()
         clock.advance(-86400)
         publish(store, ("a", "after"))
         times = [event.processed_at_ns - start_ns for event in read_all(store, Query())]

@@ -17,6 +17,7 @@ from sekali.stores.sqlite_audit import audit
 from sekali.testing import FakeClock
 
 TOPICS_MAX = 4
+RUN_KEYS = 2  # so that a few events already make runs, and merges of runs
 CONFLICT_BYTES_MAX = 60
 
 # Few of everything, so that identities meet again. "t5" and beyond run into TOPICS_MAX.
@@ -42,7 +43,7 @@ def make_batch(rows: list[tuple[str, str, bytes, str, int, int | None]], *, stri
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Publishes, republishes, crashes and reopens; after every step both stores must tell the same story."""
+    """Publishes, republishes, crashes and recovers; after every step both stores must tell the same story."""
 
     sent = Bundle("sent")
 
@@ -56,7 +57,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     def open(self, path: Path) -> SqliteStore:
         self.path = path
-        return SqliteStore(path, self.clock, topics_max=TOPICS_MAX, conflict_bytes_max=CONFLICT_BYTES_MAX)
+        store = SqliteStore(
+            path, self.clock, topics_max=TOPICS_MAX, conflict_bytes_max=CONFLICT_BYTES_MAX, run_keys=RUN_KEYS
+        )
+        store.recover()
+        return store
 
     def both(self, *made: Batch) -> None:
         assert commit(self.store, *made) == commit(self.model, *made)
@@ -88,13 +93,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock.advance(seconds)
 
     @rule()
-    def reopen(self) -> None:
+    def recover(self) -> None:
         self.store.close()
         self.store = self.open(self.path)
 
     @rule()
     def restart_after_failure(self) -> None:
-        self.store.reopen()
+        self.store.recover()
 
     @rule()
     def crash(self) -> None:

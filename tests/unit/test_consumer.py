@@ -14,7 +14,7 @@ from sekali.consumer import Consumer
 from sekali.errors import CommitUnknown, QueueFull, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
 from sekali.metrics import Metrics
-from sekali.ports import EventStore, Query
+from sekali.ports import EventStore, Progress, Query, no_progress
 from sekali.stores.memory import MemoryStore
 from sekali.testing import FailingStore, FakeClock, GatedStore, WrappedStore
 
@@ -37,6 +37,7 @@ async def running(
         commit_wait_ms_max=0,
     )
     consumer.start()
+    await consumer.ready.wait()
     try:
         yield consumer
     finally:
@@ -193,15 +194,15 @@ def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch:
     run(test)
 
 
-def test_a_store_that_cannot_be_reopened_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_recover_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
 
     class Broken(FailingStore):
-        reopens = 0
+        recoveries = 0  # the first is that of the start
 
-        def reopen(self) -> None:
-            self.reopens += 1
-            if self.reopens < 4:
+        def recover(self, progress: Progress = no_progress) -> None:
+            self.recoveries += 1
+            if self.recoveries in {2, 3, 4}:
                 raise StoreBroken("cannot open: injected")
 
     async def test() -> None:
@@ -210,7 +211,7 @@ def test_a_store_that_cannot_be_reopened_is_tried_again(monkeypatch: pytest.Monk
             with pytest.raises(CommitUnknown):
                 await publish(consumer, ("a", "1"))
             await eventually(lambda: consumer.trouble is None)
-            assert broken.reopens == 4
+            assert broken.recoveries == 5
             assert await publish(consumer, ("a", "1")) == [STORED]
 
     run(test)

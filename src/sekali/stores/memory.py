@@ -14,11 +14,13 @@ from sekali.ports import (
     Lifetime,
     Page,
     Position,
+    Progress,
     Query,
     StoredEvent,
     Summary,
     TopicInfo,
     Unreadable,
+    no_progress,
 )
 from sekali.topics import matches
 
@@ -62,6 +64,9 @@ class MemoryStore:
         self._log_id = uuid.uuid4().hex
         self._state = _State()
         self._lock = threading.Lock()
+
+    def recover(self, progress: Progress = no_progress) -> None:
+        """Nothing to do: what is in memory is all there is."""
 
     def prepare(self, batch: Batch) -> Batch:
         return batch
@@ -141,9 +146,6 @@ class MemoryStore:
             self._conflict_bytes_max
         ):
             del variants[0]
-
-    def reopen(self) -> None:
-        """Nothing to do: what is in memory is all there is."""
 
     def read(self, query: Query) -> Page:
         with self._lock:

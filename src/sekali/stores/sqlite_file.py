@@ -51,6 +51,11 @@ class FolderLock:
             self._descriptor = -1
 
 
+def index_folder(db_path: Path) -> Path:
+    """Return the folder of the dedup index of a store."""
+    return db_path.with_name(db_path.name + ".index")
+
+
 def make_folder(db_path: Path) -> None:
     """Make the folder of the store.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import apsw
 import msgspec
+import numpy as np
 
 from sekali import jsonvalue
 from sekali.errors import StoreBroken
@@ -24,6 +25,7 @@ from sekali.ports import (
     TopicInfo,
     Unreadable,
 )
+from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_file import close_quietly, open_reader
 from sekali.topics import is_pattern, matches
 
@@ -78,21 +80,23 @@ class Readers:
             except queue.Empty:
                 return
 
-    def read(self, query: Query) -> Page:
-        """See ``EventStore.read``."""
+    def read(self, query: Query, candidates: list[int] | None) -> Page:
+        """See ``EventStore.read``. ``candidates`` are seqs of all events that may match, where that is known."""
         with self.snapshot() as connection:
-            scan = _plan(connection, query)
+            scan = _plan(connection, query, candidates)
             return Page([], None) if scan is None else _read_page(connection, query, scan)
 
-    def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
-        """See ``EventStore.missing``."""
+    def missing(self, topic: str, event_ids: Sequence[str], candidates: Seqs) -> list[str]:
+        """See ``EventStore.missing``. ``candidates`` are the seqs of all events that may have one of the ids."""
+        if not len(candidates):
+            return list(event_ids)
         with self.snapshot() as connection:
             found = {
                 event_id
                 for (event_id,) in connection.execute(
-                    "SELECT e.event_id FROM json_each(?) ids CROSS JOIN events e "
-                    "ON e.topic_id = (SELECT topic_id FROM topics WHERE topic = ?) AND e.event_id = ids.value",
-                    (msgspec.json.encode(event_ids).decode(), topic),
+                    "SELECT e.event_id FROM carray(?) c CROSS JOIN events e ON e.seq = c.value "
+                    "WHERE e.topic_id = (SELECT topic_id FROM topics WHERE topic = ?)",
+                    (apsw.carray(np.unique(candidates)), topic),
                 )
             }
         return [event_id for event_id in event_ids if event_id not in found]
@@ -156,7 +160,7 @@ class _Scan:
         return f"({columns}) {comparison} ({marks})", position
 
 
-def _plan(connection: apsw.Connection, query: Query) -> _Scan | None:
+def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | None) -> _Scan | None:
     """Choose the index to walk. None where nothing can match."""
     bounds: list[tuple[str, Any]] = []
     filters: list[tuple[str, Any]] = []
@@ -171,7 +175,7 @@ def _plan(connection: apsw.Connection, query: Query) -> _Scan | None:
         else:
             filters.append(("e.topic_id IN (SELECT value FROM json_each(?))", msgspec.json.encode(topic_ids).decode()))
     by_time = query.order.by_time
-    time_conditions = bounds if by_time and query.event_id is None else filters
+    time_conditions = bounds if by_time and candidates is None else filters
     if query.since_ns is not None:
         time_conditions.append(("e.timestamp_ns >= ?", query.since_ns))
     if query.until_ns is not None:
@@ -184,14 +188,20 @@ def _plan(connection: apsw.Connection, query: Query) -> _Scan | None:
     if query.source is not None:
         filters.append(("e.source = ?", query.source))
     if query.event_id is not None:
-        bounds.append(("e.event_id = ?", query.event_id))
-        index = "INDEXED BY events_by_identity"
-    elif by_time:
-        index = "INDEXED BY events_by_topic_time" if one_topic else "INDEXED BY events_by_time"
-    else:
-        index = "INDEXED BY events_by_topic" if one_topic else "NOT INDEXED"
+        filters.append(("e.event_id = ?", query.event_id))
+    if candidates is not None:
+        bounds.append(("e.seq IN (SELECT value FROM json_each(?))", msgspec.json.encode(candidates).decode()))
+    index = _index(by_time=by_time, one_topic=one_topic, by_seq=candidates is not None)
     key = ("timestamp_ns", "seq") if by_time else ("seq",)
     return _Scan(index, key, "DESC" if query.order.descending else "ASC", bounds, filters)
+
+
+def _index(*, by_time: bool, one_topic: bool, by_seq: bool) -> str:
+    if by_seq:
+        return "NOT INDEXED"
+    if by_time:
+        return "INDEXED BY events_by_topic_time" if one_topic else "INDEXED BY events_by_time"
+    return "INDEXED BY events_by_topic" if one_topic else "NOT INDEXED"
 
 
 def _topic_ids(connection: apsw.Connection, topic: str) -> list[int]:
