@@ -26,8 +26,7 @@ class Limits:
     event_bytes_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     """What a request body held.
 
     ``faults`` are by position among all items sent; the batch holds the others in order. ``single`` tells a bare
@@ -81,7 +80,7 @@ def decode_json(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
         raise NeedsCare from None
     if len(items) > limits.items_max:
         raise _too_many(limits)
-    return _decoded_at_once(items, limits, single=single)
+    return _decoded_at_once(items, len(body), limits, single=single)
 
 
 def decode_ndjson(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
@@ -94,25 +93,29 @@ def decode_ndjson(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
     """
     if body.count(b"\n") > 2 * limits.items_max:
         raise _too_many(limits)
+    lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+    if len(lines) > limits.items_max:
+        raise _too_many(limits)
+    if careful:
+        return _decode_lines_carefully(lines, limits)
+    try:
+        items = list(map(_one, lines))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise NeedsCare from None
+    return _decoded_at_once(items, len(body), limits, single=False)
+
+
+def _decode_lines_carefully(lines: list[bytes], limits: Limits) -> Decoded:
     items: list[EventIn] = []
     faults: dict[int, str] = {}
-    for line in body.split(b"\n"):
-        if not line or line.isspace():
-            continue
-        position = len(items) + len(faults)
-        if position >= limits.items_max:
-            raise _too_many(limits)
+    for position, line in enumerate(lines):
         try:
             items.append(_one(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            if not careful:
-                raise NeedsCare from None
             try:
                 faults[position] = _fault(line, nesting_depth(line))
             except NotJson as error:
                 faults[position] = f"line: {error}"
-    if not careful:
-        return _decoded_at_once(items, limits, single=False)
     return _decoded(items, faults, limits, single=False)
 
 
@@ -136,8 +139,8 @@ def _decode_carefully(body: bytes, limits: Limits, *, single: bool) -> Decoded:
     return _decoded(items, faults, limits, single=single)
 
 
-def _decoded_at_once(items: list[EventIn], limits: Limits, *, single: bool) -> Decoded:
-    batch = valid_columns(items, limits.event_bytes_max)
+def _decoded_at_once(items: list[EventIn], body_bytes: int, limits: Limits, *, single: bool) -> Decoded:
+    batch = valid_columns(items, body_bytes, limits.event_bytes_max)
     if batch is None:
         raise NeedsCare
     return Decoded(batch, {}, single)

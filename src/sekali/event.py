@@ -2,13 +2,12 @@
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
 
 from sekali.jsonvalue import PayloadFault, clean_payload, clean_payloads
-from sekali.timestamps import parse_timestamp
+from sekali.timestamps import parse_timestamp, parse_timestamps
 from sekali.topics import topic_fault
 
 EVENT_ID_BYTES_MAX = 512
@@ -55,30 +54,30 @@ class EventIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     last_duplicate_at: msgspec.Raw = msgspec.Raw(b"")
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(msgspec.Struct):
     """Valid events of one request in the order sent, as columns: what a store is given to commit.
 
     ``payloads`` are JSON values in UTF-8. With ``all_or_nothing`` a store that has to refuse one event (a topic beyond
     the maximum) stores none of them.
     """
 
-    topics: list[str] = field(default_factory=list)
-    event_ids: list[str] = field(default_factory=list)
-    timestamps_ns: list[int] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    source_seqs: list[int | None] = field(default_factory=list)
-    payloads: list[bytes] = field(default_factory=list)
+    topics: list[str] = []
+    event_ids: list[str] = []
+    timestamps_ns: list[int] = []
+    sources: list[str] = []
+    source_seqs: list[int | None] = []
+    payloads: list[bytes] = []
     all_or_nothing: bool = False
 
     def __len__(self) -> int:
         return len(self.topics)
 
 
-def valid_columns(items: Sequence[EventIn], event_bytes_max: int) -> Batch | None:
+def valid_columns(items: Sequence[EventIn], body_bytes: int, event_bytes_max: int) -> Batch | None:
     """Check columns whole, in few calls and a bounded time: the batch of all items, or None where that leaves a doubt.
 
-    None only means that ``validate`` has to look at each item.
+    None only means that ``validate`` has to look at each item. ``body_bytes`` is the length of what they came in, and
+    no event is longer: JSON never takes less room than what it stands for.
     """
     topics = [item.topic for item in items]
     event_ids = [item.event_id for item in items]
@@ -86,19 +85,21 @@ def valid_columns(items: Sequence[EventIn], event_bytes_max: int) -> Batch | Non
     source_seqs = [item.source_seq for item in items]
     payloads = [bytes(item.payload) for item in items]
     if not (
-        _are_plain(event_ids, EVENT_ID_BYTES_MAX)
-        and all(event_ids)
-        and all(_source_fault(source) is None for source in set(sources))
-        and all(topic_fault(topic) is None for topic in set(topics))
-        and all(seq is None or SOURCE_SEQ_MIN <= seq <= SOURCE_SEQ_MAX for seq in set(source_seqs))
-        and max(map(len, payloads), default=0) <= event_bytes_max - _OTHER_FIELDS_BYTES_MAX
+        _are_plain(event_ids)
+        and not any(map(topic_fault, set(topics)))
+        and not any(map(_source_fault, set(sources)))
+        and _are_in_range(source_seqs)
+        and (
+            body_bytes <= event_bytes_max
+            or max(map(len, payloads), default=0) <= event_bytes_max - _OTHER_FIELDS_BYTES_MAX
+        )
     ):
         return None
     clean = clean_payloads(payloads)
     if clean is None:
         return None
     try:
-        timestamps_ns = [parse_timestamp(item.timestamp) for item in items]
+        timestamps_ns = parse_timestamps([item.timestamp for item in items])
     except ValueError:
         return None
     return Batch(topics, event_ids, timestamps_ns, sources, source_seqs, clean)
@@ -127,16 +128,22 @@ def validate(items: Sequence[EventIn], event_bytes_max: int) -> tuple[Batch, dic
 
 # Topic, event_id and source at their longest, and a timestamp: an event whose payload leaves room for these fits.
 _OTHER_FIELDS_BYTES_MAX = 1100
+_PLAIN_CHARACTERS = bytes(range(ord("!"), ord("~") + 1))
 
 
-def _are_plain(texts: list[str], length_max: int) -> bool:
-    """Whether all texts are short printable ASCII without blanks, which breaks no rule of ours."""
-    joined = "".join(texts)
+def _are_plain(event_ids: list[str]) -> bool:
+    """Whether all are short and of printable ASCII without blanks, which breaks no rule of ours."""
+    joined = "".join(event_ids).encode()
     return (
-        joined.isascii()
-        and joined.isprintable()
-        and " " not in joined
-        and max(map(len, texts), default=0) <= length_max
+        not joined.translate(None, _PLAIN_CHARACTERS)
+        and all(event_ids)
+        and (len(joined) <= EVENT_ID_BYTES_MAX or max(map(len, event_ids)) <= EVENT_ID_BYTES_MAX)
+    )
+
+
+def _are_in_range(source_seqs: list[int | None]) -> bool:
+    return source_seqs.count(None) == len(source_seqs) or all(
+        seq is None or SOURCE_SEQ_MIN <= seq <= SOURCE_SEQ_MAX for seq in source_seqs
     )
 
 
@@ -188,7 +195,7 @@ def _source_fault(source: str) -> str | None:
 def _text_fault(text: str, bytes_max: int) -> str | None:
     if (length := _utf8_length(text)) > bytes_max:
         return f"{length} bytes long, at most {bytes_max} are allowed"
-    if any(unicodedata.category(character) == "Cc" for character in text):
+    if not text.isprintable() and any(unicodedata.category(character) == "Cc" for character in text):
         return "control characters are not allowed"
     return None
 

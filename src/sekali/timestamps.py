@@ -5,8 +5,11 @@ fraction is read and written here.
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+
+import numpy as np
 
 NS_PER_SECOND = 1_000_000_000
 YEAR_MIN, YEAR_MAX = 1678, 2261
@@ -63,6 +66,67 @@ def parse_timestamp(text: str) -> int:
 
 _RANGE_START_SECONDS = _minute_seconds(f"{YEAR_MIN}-01-01T00:00:")
 _RANGE_END_SECONDS = _minute_seconds(f"{YEAR_MAX + 1}-01-01T00:00:")
+
+_MANY = 32  # from so many on numpy pays (measured)
+_WIDTHS_MAX = 4
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+_MINUTE_WIDTH, _SECOND_WIDTH = len("YYYY-MM-DDTHH:MM:"), len("YYYY-MM-DDTHH:MM:SS")
+# What a digit counts, in nanoseconds, from the seconds on: two digits, the point, the fraction.
+_DIGIT_NS = np.array([10**10, 10**9, 0, *(10**power for power in reversed(range(FRACTION_DIGITS_MAX)))])
+_DAY_SECONDS = 86_400
+
+
+def parse_timestamps(texts: Sequence[str]) -> list[int]:
+    """Parse many date-times; several times faster than one by one where they are written alike.
+
+    Raises:
+        ValueError: as ``parse_timestamp``.
+
+    """
+    if len(texts) >= _MANY:
+        alike = _parse_alike(texts)
+        if alike is not None:
+            return alike
+        widths = set(map(len, texts))
+        if 1 < len(widths) <= _WIDTHS_MAX:  # some publishers leave out the zeros at the end of a fraction
+            return _parse_by_width(texts, widths)
+    return [parse_timestamp(text) for text in texts]
+
+
+def _parse_by_width(texts: Sequence[str], widths: set[int]) -> list[int]:
+    parsed = {width: iter(parse_timestamps([text for text in texts if len(text) == width])) for width in widths}
+    return [next(parsed[len(text)]) for text in texts]
+
+
+def _parse_alike(texts: Sequence[str]) -> list[int] | None:
+    """Parse date-times as columns. None where they are not all written like the first, or need a closer look."""
+    first, count, width = texts[0], len(texts), len(texts[0]) + 1
+    first_ns = parse_timestamp(first)
+    match = _DATE_TIME.fullmatch(first)
+    assert match is not None  # it was parsed
+    zone_start = max(match.end(3), _SECOND_WIDTH)
+    lines = ("\n".join(texts) + "\n").encode()
+    # The first is well formed, so all are that have digits where it has them and its other characters elsewhere.
+    if lines.translate(_DIGITS_TO_ZERO) != lines[:width].translate(_DIGITS_TO_ZERO) * count:
+        return None
+    rows = np.frombuffer(lines, np.uint8).reshape(count, width)
+    if (rows[:, zone_start:] != rows[0, zone_start:]).any():
+        return None
+    if (rows[:, :_MINUTE_WIDTH] == rows[0, :_MINUTE_WIDTH]).all():
+        minutes = np.array([_minute_seconds(first[:_MINUTE_WIDTH])])
+    else:
+        minutes = np.array([_minute_seconds(text[:_MINUTE_WIDTH]) for text in texts])
+    weights = _DIGIT_NS[: zone_start - _MINUTE_WIDTH]
+    ns_of_minute = rows[:, _MINUTE_WIDTH:zone_start] @ weights - ord("0") * weights.sum()
+    if (
+        ns_of_minute.max() >= 60 * NS_PER_SECOND  # a leap second, or a fault
+        or minutes.min() < _RANGE_START_SECONDS + _DAY_SECONDS
+        or minutes.max() >= _RANGE_END_SECONDS - _DAY_SECONDS
+    ):
+        return None
+    local_ns = minutes * NS_PER_SECOND + ns_of_minute
+    parsed: list[int] = (local_ns + (first_ns - local_ns[0])).tolist()  # the zone is that of the first
+    return parsed
 
 
 @lru_cache(maxsize=4096)

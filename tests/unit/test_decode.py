@@ -22,6 +22,20 @@ good_items = st.fixed_dictionaries(
     },
     optional={"source": st.sampled_from(["", "host", None]), "source_seq": st.none() | st.integers(-5, 5)},
 )
+# One field of any text, and at the limits, to find where the quick check and the careful one differ.
+texts = st.text(st.characters(codec="utf-8"), max_size=4)
+almost_good_items = st.builds(lambda name, text: {**GOOD, name: text}, st.sampled_from(list(GOOD)), texts)
+EDGES: list[dict[str, Any]] = [
+    *(
+        {"event_id": text}
+        for text in (" ", "a b", " a", "\x7f", "a\x1f", "\u0085", "é", "e\u0301", "i" * 512, "i" * 513)
+    ),
+    *({"source": text} for text in (None, " ", "\t", "\u0085", "é", "s" * 255, "s" * 256, "é" * 128)),
+    *({"topic": text} for text in ("t" * 255, "t" * 256, "é", "..", "**")),
+    *({"source_seq": seq} for seq in (-(2**63) - 1, -(2**63), 2**63 - 1, 2**63, 2**64)),
+    *({"payload": "y" * size} for size in (899, 900, 1970, 1973, 1974, 1975, 2000)),
+    {"timestamp": "2026-01-01T00:00:60Z"},
+]
 bad_items: st.SearchStrategy[Any] = st.sampled_from(
     [
         1,
@@ -66,21 +80,37 @@ def _is_good(item: Any) -> bool:
     return isinstance(item, dict) and decode(json.dumps(item).encode()).faults == {}
 
 
-@given(st.lists(good_items, max_size=8))
-def test_the_short_way_and_the_careful_way_agree(items: list[Any]) -> None:
-    body = json.dumps(items).encode()
-    try:
-        short = decode_json(body, LIMITS, careful=False)
-    except NeedsCare:
-        return
-    assert short == decode_json(body, LIMITS, careful=True)
+def require_that_both_ways_agree(items: list[Any]) -> None:
+    limits = Limits(items_max=100, event_bytes_max=2000)
+    as_array, as_lines = json.dumps(items).encode(), "\n".join(map(json.dumps, items)).encode()
+    for decode_any, body in ((decode_json, as_array), (decode_ndjson, as_lines)):
+        try:
+            short = decode_any(body, limits, careful=False)
+        except NeedsCare:
+            continue
+        assert short == decode_any(body, limits, careful=True)
 
 
-@pytest.mark.parametrize("payload", [1, "x", None, {"a": "b:c", "d": {"e": [1.5, {"f": "é"}]}}, [], ["y" * 300]])
+@given(st.lists(good_items | bad_items | almost_good_items, max_size=4), st.sampled_from([0, 40]))
+def test_the_short_way_and_the_careful_way_agree(items: list[Any], others: int) -> None:
+    require_that_both_ways_agree(items + [GOOD] * others)
+
+
+@pytest.mark.parametrize("others", [0, 1, 40])
+@pytest.mark.parametrize("edge", EDGES, ids=lambda edge: repr(edge)[:40])
+def test_the_short_way_and_the_careful_way_agree_at_the_limits(edge: dict[str, Any], others: int) -> None:
+    require_that_both_ways_agree([{**GOOD, **edge}] + [GOOD] * others)
+
+
+@pytest.mark.parametrize(
+    "payload", [1, "x", None, {"a": "b:c", "d": {"e": [1.5, {"f": "é"}]}}, [], ["y" * 300], ['\\":\t']]
+)
 def test_usual_events_take_the_short_way(payload: Any) -> None:
     item = {**GOOD, "payload": payload, "source": "host", "source_seq": 7}
     for body in (json.dumps(item), json.dumps([item] * 5), json.dumps([item], ensure_ascii=False)):
         assert decode_json(body.encode(), LIMITS, careful=False).faults == {}
+    many = decode_json(json.dumps([item] * 500).encode(), Limits(500, 2000), careful=False)
+    assert many.batch.timestamps_ns == [1_767_225_600_000_000_000] * 500
     assert len(decode_ndjson((json.dumps(item) + "\n").encode() * 5, LIMITS, careful=False).batch) == 5
 
 

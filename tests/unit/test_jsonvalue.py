@@ -43,6 +43,14 @@ fragments = st.lists(
             '"é"',
             '"' + "5" * 120 + '"',
             '{"k":{"k":1}}',
+            '{"a":1,"a":"\\u003a"}',
+            '{"a":":","a":"\\u003A"}',
+            '{"\\u0061":1,"a":2}',
+            '{"a" :1,"a": 2}',
+            '{"a":{":":1},"a":{}}',
+            '"\\\\u003a:"',
+            "9" * 100,
+            "1e308",
         ]
     ),
     max_size=8,
@@ -98,13 +106,62 @@ def test_numbers_that_floats_cannot_tell_apart_differ() -> None:
     assert not equal(b"1e-400", b"0")
 
 
+# Among so much else the quick check counts in another way.
+CROWDS = [[], [b'{"url":"http://a/b","n":[1,{"k":-1.5}]}'] * 150]
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
 @given(st.lists(fragments.map(str.encode), min_size=1, max_size=3))
-def test_what_the_quick_check_lets_through_the_careful_one_leaves_as_it_is(payloads: list[bytes]) -> None:
+def test_what_the_quick_check_lets_through_the_careful_one_leaves_as_it_is(
+    crowd: list[bytes], payloads: list[bytes]
+) -> None:
     kept = [payload for payload in payloads if _is_grammatical(payload)]
-    quick = clean_payloads(kept)
+    quick = clean_payloads(crowd + kept)
     if quick is not None:
-        assert quick == kept
+        assert quick == crowd + kept
         assert [clean_payload(payload) for payload in kept] == kept
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"a":1,"a":2}',
+        b'{"a" :1,"a"\t:2}',
+        b'{"a":1,"\\u0061":2}',
+        b'[{"a":":","a":":"}]',
+        b'{"a":1,"a":"\\u003a"}',
+        b'{"a":1,"a":"\\u003A"}',
+        b'{"a":{"b":1,"b":"\\u003A"}}',
+        b'{"\\u003a":1,":":2}',
+    ],
+)
+def test_the_quick_check_finds_keys_that_are_there_twice(crowd: list[bytes], payload: bytes) -> None:
+    assert clean_payload(payload) != payload
+    assert clean_payloads([*crowd, payload, b'"x:y"']) is None
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+@given(st.lists(values, max_size=5))
+def test_the_quick_check_lets_usual_payloads_through(crowd: list[bytes], some: list[Any]) -> None:
+    payloads = [json.dumps(value, ensure_ascii=False).encode() for value in some]
+    assert clean_payloads(crowd + payloads) == crowd + payloads
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+@pytest.mark.parametrize("start", range(12))
+def test_the_quick_check_finds_the_longest_number_and_the_deepest_value_wherever_they_are(
+    crowd: list[bytes], start: int
+) -> None:
+    before = [b'"%b"' % (b"x" * start)]
+    for good, bad in (
+        (b"1" * 100, b"1" * 101),
+        (b"-" + b"0.5e-1" + b"0" * 90, b"-" + b"0.5e-" + b"0" * 95),
+        (b"[" * 64 + b"]" * 64, b"[" * 65 + b"]" * 65),
+        (b'{"a":' * 64 + b"1" + b"}" * 64, b'{"a":' * 65 + b"1" + b"}" * 65),
+    ):
+        assert clean_payloads([*crowd, *before, good, *crowd]) is not None
+        assert clean_payloads([*crowd, *before, bad, *crowd]) is None
 
 
 @given(st.lists(fragments.map(str.encode), max_size=3))

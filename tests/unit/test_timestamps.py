@@ -1,10 +1,11 @@
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from sekali.timestamps import format_timestamp, parse_timestamp
+from sekali.timestamps import format_timestamp, parse_timestamp, parse_timestamps
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -83,3 +84,76 @@ moments = st.datetimes(
 def test_agrees_with_the_standard_library(moment: datetime) -> None:
     expected_us = (moment - EPOCH) // timedelta(microseconds=1)
     assert parse_timestamp(moment.isoformat()) == expected_us * 1000
+
+
+def outcome(parse: Callable[[], list[int]]) -> list[int] | None:
+    try:
+        return parse()
+    except ValueError:
+        return None
+
+
+@st.composite
+def written_alike(draw: st.DrawFn) -> list[str]:
+    """Many date-times in one format, most of them of one minute; at times one of them is spoilt."""
+    near = draw(moments)
+    others = st.integers(-61, 61).map(lambda seconds: near + timedelta(seconds=seconds)) | moments
+    some = [near, *draw(st.lists(others, max_size=3))]
+    digits = draw(st.integers(0, 9))
+    fractions = st.text("0123456789", min_size=digits, max_size=digits)
+    zone = draw(st.sampled_from(["", "Z", "z", "+00:00", "-23:59", "+07:30"]))
+    letter = draw(st.sampled_from("Tt "))
+    texts = [
+        moment.strftime(f"%Y-%m-%d{letter}%H:%M:%S") + ("." + draw(fractions) if digits else "") + zone
+        for moment in some
+    ]
+    if draw(st.booleans()):
+        texts = [text.replace("0" + zone, zone) if text.endswith("0" + zone) else text for text in texts]
+    if draw(st.booleans()):
+        place = draw(st.integers(0, len(texts) - 1))
+        start = draw(st.integers(0, len(texts[place])))
+        replaced = draw(st.integers(0, 2))
+        put = draw(st.text("0123456789:.-+TZ \n\u0665", max_size=2) | st.sampled_from(["60", "9", "2", "+01:00"]))
+        texts[place] = texts[place][:start] + put + texts[place][start + replaced :]
+    return draw(st.permutations(texts * 12))
+
+
+@given(written_alike())
+def test_many_are_parsed_as_each_is(texts: list[str]) -> None:
+    assert outcome(lambda: parse_timestamps(texts)) == outcome(lambda: [parse_timestamp(text) for text in texts])
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+@pytest.mark.parametrize(
+    ("usual", "odd"),
+    [
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:59:60.12Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-02-29T00:00:00.12Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-W01-4T00:00:00.12Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:61.12Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:0:.12Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:00.1/Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:00.1é"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:00:12Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01t00:00:00.12Z"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:00.12z"),
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:00.1Z\n"),
+        ("2026-01-01T00:00:00.12Z", "1678-01-01T00:00:00.12Z"),
+        ("2026-01-01T00:00:00.12Z", "2261-12-31T23:59:59.99Z"),
+        ("2026-01-01T00:00:00.12Z", "0001-01-01T00:00:00.12Z"),
+        ("2026-01-01T00:00:00.12Z", "9999-12-31T23:59:59.12Z"),
+        ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+01:00"),
+        ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00-00:01"),
+        ("2026-01-01T00:00:00+00:00", "2261-12-31T23:59:59-00:01"),
+    ],
+)
+def test_one_odd_time_among_many(usual: str, odd: str, place: int) -> None:
+    texts = [usual] * 40
+    texts[place] = odd
+    assert outcome(lambda: parse_timestamps(texts)) == outcome(lambda: [parse_timestamp(text) for text in texts])
+
+
+def test_lines_that_only_look_alike_when_joined_are_not() -> None:
+    shorter, longer = "2026-01-01T00:00:00", "Z\n2026-01-01T00:00:00Z"
+    with pytest.raises(ValueError, match="RFC 3339"):
+        parse_timestamps(["2026-01-01T00:00:00Z", shorter, longer, *["2026-01-01T00:00:00Z"] * 40])
