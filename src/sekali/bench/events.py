@@ -69,7 +69,7 @@ class EventMaker:
     """Writes events. ``seed`` sets ids and payloads; event times are the same for every seed."""
 
     def __init__(self, seed: int, id_kind: IdKind) -> None:
-        self._streams = [_mix(np.array([2 * seed + part], np.uint64))[0] for part in range(3)]
+        self._streams = [mix(np.array([2 * seed + part], np.uint64))[0] for part in range(3)]
         self._id_kind = id_kind
         self._row = np.frombuffer(_TEMPLATE, np.uint8)
 
@@ -139,14 +139,14 @@ class EventMaker:
         return numbers * EVENT_SPACING_US + _START_OF_DAY_US
 
     def _random(self, numbers: Numbers, stream: int) -> NDArray[np.uint64]:
-        return _mix(numbers.astype(np.uint64) + self._streams[stream])
+        return mix(numbers.astype(np.uint64) + self._streams[stream])
 
 
 def _topic_numbers(random: Numbers) -> Numbers:
     return random & (len(TOPICS) - 1)
 
 
-def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return splitmix64 of each number: distinct for distinct numbers. https://prng.di.unimi.it/splitmix64.c."""
     mixed = numbers * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -13,6 +13,7 @@ from sekali.bench.events import IdKind
 from sekali.bench.job import Job
 from sekali.bench.loaded import Headroom, figures_of, headroom, load_checked
 from sekali.bench.options import Notify, Options, Report, Table, part_of
+from sekali.bench.targets import Target
 
 TITLE = "ingest: 20 % duplicates of the last 10,000 ids, medians"
 COLUMNS = (
@@ -122,7 +123,21 @@ def _report(
         "generator": {name: asdict(one) for name, one in headrooms.items()},
         "runs": runs,
     }
-    return Report(figures, [_table(summary, runs, top, ceilings, notes)])
+    return Report(figures, [_table(summary, runs, top, ceilings, notes)], _targets(summary))
+
+
+def _targets(summary: dict[str, dict[str, float]]) -> list[Target]:
+    found = []
+    if (v7 := summary.get(SCENARIOS[0].name)) is not None:
+        what = "batches of 500 over 8 connections, UUIDv7"
+        rate, share = v7["events_per_s"], v7["of_ceiling"]
+        found.append(Target(group=1, what=what, measured=rate, bound=300_000, text="{:,.0f} events/s"))
+        if share:
+            found.append(Target(group=1, what=what, measured=share, bound=0.5, text="{:.2f} of the ceiling"))
+    if (singles := summary.get(SCENARIOS[2].name)) is not None:
+        rate = singles["events_per_s"]
+        found.append(Target(group=3, what=SCENARIOS[2].name, measured=rate, bound=20_000, text="{:,.0f} events/s"))
+    return found
 
 
 _MEDIANS = (

@@ -22,7 +22,8 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
     id_kind: IdKind = IdKind.UUID7
     dup_ratio: float = 0.2
     dup_window: int | None = 10_000
-    start: int = 0  # events of this seed that the store holds already
+    start: int = 0  # the number of the first new event
+    oldest: int = 0  # the store holds the events from here to start already
     seconds: float = 5.0
     warmup_s: float = 1.0
     events_max: int | None = None

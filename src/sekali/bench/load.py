@@ -62,6 +62,7 @@ class Load:
             dup_ratio=job.dup_ratio,
             dup_window=job.dup_window,
             start=job.start,
+            oldest=job.oldest,
             seed=job.seed,
         )
         self._requests = Requests(

@@ -1,5 +1,6 @@
 """A server under load: one run on one store, checked against what must have become of the events."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +38,22 @@ def headroom(job: Job) -> Headroom:
     return Headroom(result.rate, result.generator_cpu_s / result.window_s)
 
 
-def load_checked(server: Server, job: Job, notify: Notify, what: str) -> tuple[LoadResult, dict[str, float]]:
+def load_checked(
+    server: Server, job: Job, notify: Notify, what: str, watch: Callable[[Sample], None] = lambda _: None
+) -> tuple[LoadResult, dict[str, float]]:
     """Run ``job`` against a server, and return what it did and the server's metrics of just this run.
+
+    ``watch`` is called a few times a second meanwhile.
 
     Raises:
         BenchFailed: the server did not do to every event what it must.
 
     """
     before = server.metrics()
+    stored_before = server.get_json("/stats")["unique_processed"]
 
     def on_sample(sample: Sample) -> None:
+        watch(sample)
         by_time = sample.at_s / (job.warmup_s + job.seconds)
         by_count = 0.0 if job.events_max is None else sample.events / job.events_max
         notify(what, min(max(by_time, by_count), 1.0))
@@ -54,12 +61,14 @@ def load_checked(server: Server, job: Job, notify: Notify, what: str) -> tuple[L
     job = msgspec.structs.replace(job, port=server.port, watched_pid=server.pid)
     result = run_load(job, on_sample)
     after = server.metrics()
-    require_right(result, job, server.get_json("/stats"))
+    require_right(result, stored_before, server.get_json("/stats"))
     return result, {name: after[name] - before.get(name, 0.0) for name in after}
 
 
-def require_right(result: LoadResult, job: Job, stats: dict[str, Any]) -> None:
+def require_right(result: LoadResult, stored_before: int, stats: dict[str, Any]) -> None:
     """Compare what was answered with what was sent, and with what the server says that it holds.
+
+    ``stored_before`` is how many events it held before.
 
     Raises:
         BenchFailed: they differ; a figure of a server that is wrong means nothing.
@@ -70,7 +79,7 @@ def require_right(result: LoadResult, job: Job, stats: dict[str, Any]) -> None:
         "duplicate": (result.duplicate, result.events - result.unique),
         "conflict": (result.conflict, 0),
         "invalid": (result.invalid, 0),
-        "unique_processed of /stats": (stats["unique_processed"], job.start + result.unique),
+        "unique_processed of /stats": (stats["unique_processed"], stored_before + result.unique),
     }
     wrong = [f"{name} is {found}, not {wanted}" for name, (found, wanted) in expected.items() if found != wanted]
     if wrong:

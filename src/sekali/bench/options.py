@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sekali.bench.targets import Target
+
 Notify = Callable[[str, float], None]  # what is being done, and how much of the whole is done, 0 to 1
 
 
@@ -19,8 +21,10 @@ def part_of(notify: Notify, step: int, steps: int) -> Notify:
 class Options:
     """How to measure. ``events`` is the size of a large store, ``settings`` are the server's that are not default.
     ``only`` is a part of the names of the loads to run, for tuning; the others and the ceiling are left out then.
+    ``keys`` is the size of the index by itself.
 
-    Stores are put below ``db_dir``, in a folder that is removed afterwards.
+    Stores are put below ``db_dir``, in a folder that is removed afterwards; only a large one is put into ``keep`` and
+    stays there. ``store`` is the folder of one that was kept.
     """
 
     seconds: float
@@ -30,6 +34,9 @@ class Options:
     settings: Mapping[str, str] = field(default_factory=dict)
     commit_rows: int | None = None
     only: str = ""
+    keys: int = 100_000_000
+    keep: Path | None = None
+    store: Path | None = None
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -45,6 +52,7 @@ class Options:
             "seconds": self.seconds,
             "rounds": self.rounds,
             "events": self.events,
+            "keys": self.keys,
             "server": dict(self.settings) or "defaults",
         }
 
@@ -61,7 +69,8 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a benchmark found: ``figures`` for programs, tables for people."""
+    """What a benchmark found: ``figures`` for programs, tables for people, and what of it was to be reached."""
 
     figures: dict[str, Any]
     tables: list[Table]
+    targets: Sequence[Target] = ()

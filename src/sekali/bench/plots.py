@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 mpl.rcParams["svg.fonttype"] = "none"  # text stays text: small files that can be searched
@@ -48,4 +49,43 @@ def ingest(figures: dict[str, Any]) -> Figure:
     return bars(list(values), list(values.values()), title="acknowledged events a second, fsync on", unit="events/s")
 
 
-PLOTS = {"ceiling": ceiling, "ingest": ingest}
+def growth(figures: dict[str, Any]) -> Figure:
+    """Events a second, and memory and disk, against stored events."""
+    figure = Figure(figsize=(8, 6.5))
+    rate, size = figure.subplots(2, 1, sharex=True)
+    stored = [point["stored"] / 1e6 for point in figures["points"]]
+    rate.plot(stored, [point["events_per_s"] for point in figures["points"]], color=COLOURS[0], marker=".")
+    _from_zero(rate, "acknowledged events a second while a store of random ids fills", "events/s")
+    for key, label, colour in (("private_bytes", "private memory", COLOURS[1]), ("wal_bytes", "WAL", COLOURS[2])):
+        size.plot(stored, [point[key] / 1e6 for point in figures["points"]], color=colour, marker=".", label=label)
+    _from_zero(size, "private memory and write-ahead log", "MB")
+    size.legend(frameon=False)
+    size.set_xlabel("stored events, millions")
+    return figure
+
+
+def index(figures: dict[str, Any]) -> Figure:
+    """Keys a second against keys."""
+    figure = Figure(figsize=(8, 3.5))
+    axes = figure.subplots()
+    keys, rates = [point[0] / 1e6 for point in figures["points"]], [point[1] for point in figures["points"]]
+    axes.plot(keys, rates, color=COLOURS[0], marker=".", label="while it fills")
+    axes.axhline(
+        figures["rate_at_1_million"], color=COLOURS[1], linestyle="--", label="from half a million to 1 million keys"
+    )
+    _from_zero(axes, "the dedup index alone: keys looked up a second, four in five added", "keys/s")
+    axes.set_xlabel("keys, millions")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _from_zero(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, fontsize="medium")
+    axes.set_ylabel(unit)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y", alpha=0.3)
+
+
+PLOTS = {"ceiling": ceiling, "ingest": ingest, "growth": growth, "index": index}

@@ -1,5 +1,6 @@
 """What Linux tells of a process: its processor time and its memory, with those of the processes it started."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def private_bytes(pid: int) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files in a folder and below."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Return the size of all files in a folder and below. Others may remove some meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _read_list(folder: Path) -> list[Path]:

@@ -14,21 +14,29 @@ class Stream:
 
     New events are ``start``, ``start + 1``, … . Of each chunk of ``chunk_events`` exactly ``round(chunk_events *
     dup_ratio)`` are repeats, at random places, drawn evenly from the last ``dup_window`` new events before the chunk,
-    or from all since 0 where that is None.
+    or from all since ``oldest`` where that is None.
     """
 
     def __init__(
-        self, *, chunk_events: int, dup_ratio: float, dup_window: int | None, start: int = 0, seed: int = 0
+        self,
+        *,
+        chunk_events: int,
+        dup_ratio: float,
+        dup_window: int | None,
+        start: int = 0,
+        oldest: int = 0,
+        seed: int = 0,
     ) -> None:
         self._chunk_events = chunk_events
         self._repeats = round(chunk_events * dup_ratio)
         self._dup_window = dup_window
+        self._oldest = oldest
         self._random = np.random.default_rng([seed, start])
         self.next = start  # the number of the next new event
 
     def chunk(self) -> Numbers:
         """Return the next chunk [chunk_events]."""
-        oldest = 0 if self._dup_window is None else max(self.next - self._dup_window, 0)
+        oldest = self._oldest if self._dup_window is None else max(self.next - self._dup_window, self._oldest)
         repeats = self._repeats if self.next > oldest else 0
         numbers = np.empty(self._chunk_events, np.int64)
         is_repeat = np.zeros(self._chunk_events, np.bool_)

@@ -7,11 +7,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sekali.bench import ceiling, ingest, machine
+from sekali.bench import ceiling, growth, index, ingest, machine, targets
 from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report
 
-BENCHES: dict[str, Callable[[Options, Notify], Report]] = {"ceiling": ceiling.run, "ingest": ingest.run}
+BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
+    "ceiling": ceiling.run,
+    "ingest": ingest.run,
+    "growth": growth.run,
+    "index": index.run,
+}
 
 
 def require_extra() -> None:
@@ -37,14 +42,14 @@ def run(name: str, options: Options, out: Path, notify: Notify) -> tuple[dict[st
     with TemporaryDirectory(prefix="sekali-bench-", dir=options.db_dir) as probe:
         document: dict[str, Any] = {"bench": name, "machine": machine.facts(Path(probe)), "options": options.document()}
     report = BENCHES[name](options, notify)
-    document["figures"] = report.figures
+    document |= {"targets": targets.to_documents(report.targets), "figures": report.figures}
     (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    draw(name, report.figures, out / f"{name}.svg")
+    draw(name, document, out / f"{name}.svg")
     return document, report
 
 
-def draw(name: str, figures: dict[str, Any], path: Path) -> None:
-    """Draw a benchmark's plot."""
+def draw(name: str, document: dict[str, Any], path: Path) -> None:
+    """Draw the plot of a benchmark from its document."""
     from sekali.bench import plots  # noqa: PLC0415 - matplotlib is an extra
 
-    plots.save(plots.PLOTS[name](figures), path)
+    plots.save(plots.PLOTS[name](document["figures"]), path)

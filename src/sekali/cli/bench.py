@@ -8,6 +8,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
+from sekali.bench.options import Options, Table
 from sekali.cli import output
 from sekali.cli.options import Json
 from sekali.errors import SekaliError
@@ -20,6 +21,8 @@ class What(StrEnum):
 
     CEILING = "ceiling"
     INGEST = "ingest"
+    GROWTH = "growth"
+    INDEX = "index"
 
 
 def bench(
@@ -30,6 +33,12 @@ def bench(
     events: Annotated[
         int, typer.Option("--events", min=1000, max=1_000_000_000, help="Events in a large store.")
     ] = 20_000_000,
+    keys: Annotated[
+        int, typer.Option("--keys", min=10_000, max=1_000_000_000, help="Keys in the index by itself.")
+    ] = 100_000_000,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", file_okay=False, help="growth: keep the large store in this folder.")
+    ] = None,
     db_dir: Annotated[
         Path | None,
         typer.Option("--db-dir", exists=True, file_okay=False, help="Where stores are put; removed afterwards."),
@@ -49,10 +58,19 @@ def bench(
 
     The load goes to 127.0.0.1 only. Figures of a machine that does other work meanwhile mean little.
     """
-    from sekali.bench import suite  # noqa: PLC0415 - the other commands start faster without numpy
-    from sekali.bench.options import Options  # noqa: PLC0415 - likewise
+    from sekali.bench import suite, targets  # noqa: PLC0415 - the other commands start faster without numpy
 
-    options = Options(seconds, rounds, events, db_dir, _settings(setting or []), commit_rows, only)
+    options = Options(
+        seconds=seconds,
+        rounds=rounds,
+        events=events,
+        keys=keys,
+        db_dir=db_dir,
+        settings=_settings(setting or []),
+        commit_rows=commit_rows,
+        only=only,
+        keep=keep,
+    )
     try:
         with _progress() as bar:
             task = bar.add_task("starting", total=1.0)
@@ -66,13 +84,19 @@ def bench(
         output.write_json(document)
         return
     for table in report.tables:
-        shown = RichTable(*table.columns, title=table.title)
-        for row in table.rows:
-            shown.add_row(*row)
-        output.console().print(shown)
-        for note in table.notes:
-            output.write_line(f"note: {note}")
+        _print_table(table)
+    if report.targets:
+        _print_table(Table("figures to reach", targets.COLUMNS, targets.rows(report.targets)))
     output.write_line(f"written: {out / what}.json, {out / what}.svg")
+
+
+def _print_table(table: Table) -> None:
+    shown = RichTable(*table.columns, title=table.title)
+    for row in table.rows:
+        shown.add_row(*row)
+    output.console().print(shown)
+    for note in table.notes:
+        output.write_line(f"note: {note}")
 
 
 def _progress() -> Progress:

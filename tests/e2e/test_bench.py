@@ -1,0 +1,49 @@
+"""Every benchmark that drives a server, at a size that takes seconds: it measures, and leaves what it says it does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sekali.bench import growth, index, suite
+from sekali.bench.children import BenchFailed
+from sekali.bench.events import IdKind
+from sekali.bench.large import Kept, read_kept
+from sekali.bench.options import Options
+
+
+def run(name: str, out: Path, **options: Any) -> dict[str, Any]:
+    small: dict[str, Any] = {"seconds": 0.2, "rounds": 1, "events": 2000, "db_dir": out.parent}
+    told: list[float] = []
+    _, report = suite.run(name, Options(**(small | options)), out, lambda what, done: told.append(done))
+    document: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    assert (out / f"{name}.svg").stat().st_size
+    assert told == sorted(told) and told[-1] <= 1
+    assert all(len(row) == len(table.columns) for table in report.tables for row in table.rows)
+    assert [target["measured"] is not None for target in document["targets"]] == [True] * len(report.targets)
+    return document
+
+
+def test_growth_measures_and_keeps_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "KILL_AFTER_S", 0.1)
+    keep = tmp_path / "kept"
+    figures = run("growth", tmp_path / "out", keep=keep)["figures"]
+    assert figures["points"] and figures["filled"]["stored"] >= 2000
+    assert figures["filled"]["folder_bytes"] > 2000 * 100 and figures["private_bytes_max"] > 10e6
+    assert all(one["events_per_s"] > 0 for some in figures["windows"].values() for one in some)
+    assert len(figures["ready_s"]["stopped"]) == len(figures["ready_s"]["killed"]) == 1
+    assert read_kept(keep / "store") == Kept(seed=1, id_kind=IdKind.UUID4, events=2000)
+    with pytest.raises(BenchFailed, match="exists already"):
+        run("growth", tmp_path / "out", keep=keep)
+
+
+def test_the_index_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "SMALL_KEYS", 40_000)
+    figures = run("index", tmp_path / "out", keys=80_000)["figures"]
+    assert figures["keys"] >= 80_000 and figures["rate_at_end"] > 0
+
+
+def test_a_store_that_no_benchmark_kept_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchFailed, match="sekali bench growth --keep"):
+        read_kept(tmp_path / "store")
