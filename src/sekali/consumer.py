@@ -12,6 +12,7 @@ committed together. The consumer knows the store only as a port.
 """
 
 import asyncio
+import logging
 import queue
 import threading
 from collections import Counter, deque
@@ -22,7 +23,7 @@ from typing import Any
 import structlog
 
 from sekali.errors import CommitUnknown, QueueFull, SekaliError, Unavailable
-from sekali.event import Batch, Outcome, Verdict
+from sekali.event import Batch, Outcome, Verdict, count_outcomes
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, no_progress
 
@@ -317,14 +318,14 @@ class Consumer:
         counts: Counter[Outcome] = Counter()
         for ticket, ticket_verdicts in zip(tickets, verdicts, strict=True):
             ticket.verdicts = ticket_verdicts
-            counts.update([verdict.outcome for verdict in ticket_verdicts])
-        named_counts = {outcome.value: count for outcome, count in counts.items()}
-        log.info("commit", requests=len(tickets), ms=round((now_s - started_at_s) * 1000, 1), **named_counts)
-        if counts[Outcome.DUPLICATE]:
+            counts.update(count_outcomes(ticket_verdicts))
+        if log.is_enabled_for(logging.INFO):
+            named_counts = {outcome.value: count for outcome, count in counts.items() if count}
+            log.info("commit", requests=len(tickets), ms=round((now_s - started_at_s) * 1000, 1), **named_counts)
+        if counts[Outcome.DUPLICATE] and log.is_enabled_for(logging.DEBUG):
             _log_duplicates(tickets)
         latencies_s = [now_s - ticket.accepted_at_s for ticket in tickets]
-        self._loop.call_soon_threadsafe(self._metrics.committed, counts, latencies_s, now_s - started_at_s)
-        self._settle(tickets)
+        self._loop.call_soon_threadsafe(self._finish, tickets, counts, latencies_s, now_s - started_at_s)
 
     def _refuse_all(self, waiting: deque[_Group]) -> None:
         """Answer what was already in line when a commit failed: its publishers should not wait for the recovery."""
@@ -363,6 +364,12 @@ class Consumer:
             self._loop.call_soon_threadsafe(self._resolve, tickets)
 
     # On the event loop again.
+
+    def _finish(
+        self, tickets: list[_Ticket], counts: Counter[Outcome], latencies_s: list[float], duration_s: float
+    ) -> None:
+        self._metrics.committed(counts, latencies_s, duration_s)
+        self._resolve(tickets)
 
     def _resolve(self, tickets: list[_Ticket]) -> None:
         for ticket in tickets:

@@ -1,6 +1,7 @@
 """The words everything else speaks: an event, its identity, its verdict, and the one place that validates."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -34,6 +35,17 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     outcome: Outcome
     seq: int | None = None
     error: str | None = None
+
+
+def count_outcomes(verdicts: Sequence[Verdict]) -> Counter[Outcome]:
+    """Count verdicts by outcome."""
+    outcomes = [verdict.outcome for verdict in verdicts]
+    counts: Counter[Outcome] = Counter()
+    for outcome in Outcome:  # most often all are stored, and one look tells
+        if counts.total() == len(outcomes):
+            break
+        counts[outcome] = outcomes.count(outcome)
+    return counts
 
 
 class EventIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -40,6 +41,11 @@ def make_batch(rows: list[tuple[str, str, bytes, str, int, int | None]], *, stri
         made.timestamps_ns.append(time)
         made.source_seqs.append(source_seq)
     return made
+
+
+def copy_if_there(source: str, target: str) -> None:
+    with suppress(FileNotFoundError):  # the index's own thread replaces runs meanwhile
+        shutil.copy2(source, target)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -106,7 +112,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Go on with a copy of the files as they are in the middle of a run: what a killed process leaves behind."""
         self.generation += 1
         target = self.folder / str(self.generation)
-        shutil.copytree(self.path.parent, target)
+        shutil.copytree(self.path.parent, target, copy_function=copy_if_there)
         self.store.close()
         self.store = self.open(target / "store.db")
 

@@ -1,7 +1,6 @@
 """``POST /publish`` as plain ASGI: the hot path."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
@@ -14,7 +13,7 @@ from sekali.api.problems import Answer, Kind, Problem, json_answer, problem_of
 from sekali.consumer import Consumer
 from sekali.decode import Decoded, Limits, NeedsCare, decode_json, decode_ndjson
 from sekali.errors import SekaliError
-from sekali.event import Outcome, Verdict
+from sekali.event import Outcome, Verdict, count_outcomes
 from sekali.metrics import Metrics
 from sekali.settings import ServerSettings
 
@@ -177,12 +176,10 @@ def _verdict_answer(decoded: Decoded, verdicts: list[Verdict], preferences: _Pre
             for position in range(decoded.item_count)
         ]
     document = _counts(verdicts, len(decoded.faults))
-    refused_late = {
-        position: verdict.error or "" for position, verdict in enumerate(results) if verdict.outcome is Outcome.INVALID
-    }
     if not preferences.minimal:
         document["results"] = results
-    if results and len(refused_late) == len(results):
+    if results and document["invalid"] == len(results):
+        refused_late = {position: verdict.error or "" for position, verdict in enumerate(results)}
         raise Problem(
             Kind.INVALID_EVENT,
             "no item is valid; nothing was stored",
@@ -202,7 +199,7 @@ def _verdict_answer(decoded: Decoded, verdicts: list[Verdict], preferences: _Pre
 
 
 def _counts(verdicts: list[Verdict], invalid: int) -> dict[str, Any]:
-    counts = Counter(verdict.outcome for verdict in verdicts)
+    counts = count_outcomes(verdicts)
     stored, duplicate, conflict = counts[Outcome.STORED], counts[Outcome.DUPLICATE], counts[Outcome.CONFLICT]
     return {
         "received": stored + duplicate + conflict,

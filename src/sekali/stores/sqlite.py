@@ -16,9 +16,11 @@ from sekali.stores.dedup import RUN_KEYS, DedupIndex
 from sekali.stores.identity import Hashes, HashIdentities, hash_identities
 from sekali.stores.index_files import Files, FolderFiles
 from sekali.stores.index_run import RunDamaged
+from sekali.stores.sqlite_checkpoint import Checkpointer
 from sekali.stores.sqlite_file import FolderLock, close_quietly, index_folder, make_folder, open_writer
 from sekali.stores.sqlite_judge import Judge
 from sekali.stores.sqlite_read import Readers
+from sekali.stores.sqlite_rows import Rows
 from sekali.stores.sqlite_write import write
 
 
@@ -67,12 +69,15 @@ class SqliteStore:
             raise
         self._index = DedupIndex(files, hash_identities=hash_identities, run_keys=run_keys)
         self._index_is_whole = False
+        self._checkpointer: Checkpointer | None = None
         self._readers = Readers(db_path)
 
     def recover(self, progress: Progress = no_progress) -> None:
         self._index_is_whole = False
-        close_quietly(self._writer)
+        self._close_writer()
         self._writer = open_writer(self._db_path)
+        self._checkpointer = Checkpointer(self._db_path, self._writer)
+        self._rows = Rows(self._writer)
         try:
             self._topic_ids: dict[str, int] = dict(iter(self._writer.execute("SELECT topic, topic_id FROM topics")))
             newest = self._writer.execute(
@@ -105,17 +110,23 @@ class SqliteStore:
             raise CommitUnknown(f"the dedup index fails: {error}") from error
         processed_at_ns = max(self._processed_at_ns, self._clock_ns())
         try:
+            if self._checkpointer is not None:
+                self._checkpointer.between_commits()
             self._writer.execute("BEGIN IMMEDIATE")
             judge.assign_topics(self._topic_ids, self._topics_max)
-            judge.decide(*candidates, self._writer, self._head)
-            conflict_bytes = write(self._writer, judge, processed_at_ns, self._conflict_bytes, self._conflict_bytes_max)
+            judge.decide(*candidates, self._rows, self._head)
+            rows = judge.new_rows()
+            conflict_bytes = write(
+                self._writer, judge, rows, processed_at_ns, self._conflict_bytes, self._conflict_bytes_max
+            )
             self._writer.execute("COMMIT")
         except apsw.Error as error:
             with suppress(apsw.Error):  # after an I/O error SQLite may have rolled back by itself
                 self._writer.execute("ROLLBACK")
             raise CommitUnknown(f"commit failed: {error}") from error
-        self._index.add(judge.hashes[judge.is_new], self._head + 1, processed_at_ns)
+        self._index.add(judge.hashes[judge.is_new], judge.first_seq, processed_at_ns)
         if judge.new_count:
+            self._rows.remember(judge.first_seq, rows)
             self._head += judge.new_count
             self._processed_at_ns = processed_at_ns
         self._conflict_bytes = conflict_bytes
@@ -156,8 +167,14 @@ class SqliteStore:
     def close(self) -> None:
         self._index.close()
         self._readers.close()
-        close_quietly(self._writer)
+        self._close_writer()
         self._lock.release()
+
+    def _close_writer(self) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+        close_quietly(self._writer)
 
 
 class _Source:

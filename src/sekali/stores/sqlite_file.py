@@ -102,6 +102,19 @@ def open_writer(db_path: Path) -> apsw.Connection:
     return connection
 
 
+def open_checkpointer(db_path: Path) -> apsw.Connection:
+    """Open a connection for checkpoints only, beside a writer.
+
+    Raises:
+        apsw.Error: SQLite cannot open it.
+
+    """
+    connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
+    connection.pragma("synchronous", "full")
+    connection.wal_autocheckpoint(0)
+    return connection
+
+
 def open_reader(db_path: Path) -> apsw.Connection:
     """Open a connection that only reads and never checkpoints.
 

@@ -4,8 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import chain, compress
-from typing import Any
+from itertools import chain
 
 import apsw
 import msgspec
@@ -13,6 +12,7 @@ import numpy as np
 
 from sekali import jsonvalue
 from sekali.stores.sqlite_judge import Judge, Variant
+from sekali.stores.sqlite_rows import Columns
 
 # A statement takes and gives back the interpreter lock once, whatever its number of rows. More rows than this and its
 # text would be too long for apsw's cache of prepared statements (16 KiB).
@@ -21,16 +21,21 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def write(
-    connection: apsw.Connection, judge: Judge, processed_at_ns: int, conflict_bytes: int, conflict_bytes_max: int
+    connection: apsw.Connection,
+    judge: Judge,
+    rows: Columns,
+    processed_at_ns: int,
+    conflict_bytes: int,
+    conflict_bytes_max: int,
 ) -> int:
-    """Write what the judge decided, and return how many bytes of variants are kept after it."""
+    """Write ``rows`` and what else the judge decided, and return how many bytes of variants are kept after it."""
     if judge.new_topics:
         connection.executemany(
             "INSERT INTO topics VALUES (?, ?, 0, 0, 0, ?, 0, ?)",
             [(topic_id, topic, _INT64_MAX, _INT64_MIN) for topic, topic_id in judge.new_topics.items()],
         )
     if judge.new_count:
-        _write_events(connection, judge, processed_at_ns)
+        _write_events(connection, rows, processed_at_ns)
     if judge.duplicate_seqs:
         connection.execute(
             "INSERT INTO duplicates SELECT value, 1, ? FROM carray(?) WHERE true ON CONFLICT (seq) DO UPDATE "
@@ -42,7 +47,7 @@ def write(
         conflict_bytes = _drop_oldest_variants(connection, conflict_bytes, conflict_bytes_max)
     counts = (judge.new_count, len(judge.duplicate_seqs), len(judge.variants))
     if sum(counts):
-        _write_topic_figures(connection, judge)
+        _write_topic_figures(connection, judge, rows)
     connection.execute(
         "UPDATE log SET received = received + ?, stored = stored + ?, duplicate = duplicate + ?, "
         "conflict = conflict + ?",
@@ -51,23 +56,11 @@ def write(
     return conflict_bytes
 
 
-def _write_events(connection: apsw.Connection, judge: Judge, processed_at_ns: int) -> None:
-    events = judge.events
-    columns: list[Sequence[Any]] = [
-        judge.topic_ids,
-        events.event_ids,
-        events.timestamps_ns,
-        events.sources,
-        events.source_seqs,
-        events.payloads,
-    ]
-    if judge.new_count < len(judge.is_new):
-        chosen = judge.is_new.tolist()
-        columns = [list(compress(column, chosen)) for column in columns]
+def _write_events(connection: apsw.Connection, rows: Columns, processed_at_ns: int) -> None:
     start = 0
-    for size in _statement_sizes(judge.new_count):
-        rows = zip(*[column[start : start + size] for column in columns], strict=True)
-        connection.execute(_insert_events(size), (processed_at_ns, *chain.from_iterable(rows)))
+    for size in _statement_sizes(len(rows.topic_ids)):
+        chunk = zip(*[column[start : start + size] for column in rows], strict=True)
+        connection.execute(_insert_events(size), (processed_at_ns, *chain.from_iterable(chunk)))
         start += size
 
 
@@ -88,19 +81,18 @@ def _insert_events(rows: int) -> str:
     return "INSERT INTO events VALUES (NULL,?2,?,?,?1,?,?,?)" + ",(NULL,?,?,?,?1,?,?,?)" * (rows - 1)
 
 
-def _write_topic_figures(connection: apsw.Connection, judge: Judge) -> None:
+def _write_topic_figures(connection: apsw.Connection, judge: Judge, rows: Columns) -> None:
     """Add what is new to each topic's counts, seqs and latest event time, in one statement."""
     figures: dict[int, list[int]] = {}
-    new = np.flatnonzero(judge.is_new)
-    if len(new):
-        topic_ids = np.array(judge.topic_ids)[new]
+    if judge.new_count:
+        topic_ids = np.array(rows.topic_ids)
         order = np.argsort(topic_ids, kind="stable")
-        new, topic_ids = new[order], topic_ids[order]
+        topic_ids = topic_ids[order]
         starts = np.flatnonzero(np.diff(topic_ids, prepend=0))
-        ends = np.append(starts[1:], len(new))
-        seqs = np.array(judge.seqs)
-        latest_ns = np.maximum.reduceat(np.array(judge.events.timestamps_ns)[new], starts)
-        columns = (topic_ids[starts], ends - starts, seqs[new[starts]], seqs[new[ends - 1]], latest_ns)
+        ends = np.append(starts[1:], len(order))
+        latest_ns = np.maximum.reduceat(np.array(rows.timestamps_ns)[order], starts)
+        seqs = order + judge.first_seq
+        columns = (topic_ids[starts], ends - starts, seqs[starts], seqs[ends - 1], latest_ns)
         for topic_id, count, first_seq, last_seq, time_ns in zip(*(column.tolist() for column in columns), strict=True):
             figures[topic_id] = [topic_id, count, 0, 0, first_seq, last_seq, time_ns]
     for place, again in (
