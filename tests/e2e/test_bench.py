@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sekali.bench import growth, index, suite
+from sekali.bench import growth, index, latency, suite
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import IdKind
 from sekali.bench.large import Kept, read_kept
@@ -42,6 +42,18 @@ def test_the_index_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(index, "SMALL_KEYS", 40_000)
     figures = run("index", tmp_path / "out", keys=80_000)["figures"]
     assert figures["keys"] >= 80_000 and figures["rate_at_end"] > 0
+
+
+def test_latency_is_measured_and_a_load_that_is_too_much_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = latency.Scenario(1, 4, 500, p99_ms_max=1000.0)
+    monkeypatch.setattr(latency, "SCENARIOS", (slow, latency.Scenario(500, 8, 20_000)))
+    monkeypatch.setattr(latency, "FLOOR_SECONDS", 0.2)
+    document = run("latency", tmp_path / "out")
+    one = document["figures"]["summary"][slow.name]
+    assert 0 < one["p50_ms"] <= one["p99_ms"] <= one["max_ms"] and one["generator_p99_ms"] > 0
+    assert document["targets"][0]["met"]
 
 
 def test_a_store_that_no_benchmark_kept_is_refused(tmp_path: Path) -> None:

@@ -134,4 +134,6 @@ def preload(server: Server, kept: Kept, notify: Notify) -> tuple[LoadResult, lis
     result, _ = load_checked(server, job, notify, f"filling a store with {kept.events:,} events", growth.watch)
     if result.unique < kept.events:
         raise BenchFailed(f"only {result.unique:,} of {kept.events:,} events were stored within {job.seconds:,.0f} s")
+    if not growth.points:  # so few that it took less than the time between two samples
+        growth.watch(Sample(result.window_s, result.events, result.unique))
     return result, growth.points

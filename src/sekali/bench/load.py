@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from sekali.bench import proc
 from sekali.bench.arrivals import Arrivals, summarize
-from sekali.bench.events import EventMaker
+from sekali.bench.events import EVENT_BYTES, EventMaker
 from sekali.bench.job import DRAIN_S, Job, LoadResult, Sample
 from sekali.bench.stream import Request, Requests, Stream
 
 SAMPLE_EVERY_S = 0.25
-
+MADE_AHEAD_BYTES_MAX = 64 * 1024 * 1024
 RETRY_S = 0.02
 SINGLES_PER_CHUNK = 500
 _HEAD = re.compile(rb"HTTP/1\.1 (\d\d\d).*?\r\ncontent-length: (\d+)(?:\r\n[^\r]+)*\r\n\r\n", re.DOTALL | re.IGNORECASE)
@@ -91,7 +91,7 @@ class Load:
         """Do it. What goes wrong is in the result."""
         failure = None
         self._connect()
-        self._make()
+        self._make_ahead()
         gc.disable()
         self._begun_s = time.perf_counter()
         self._window_s = self._begun_s + self._job.warmup_s
@@ -162,6 +162,16 @@ class Load:
 
     def _make(self) -> None:
         self._made.extend(self._requests.some())
+
+    def _make_ahead(self) -> None:
+        """Make the first requests; of an open loop many, because making them later would delay those that are due."""
+        job = self._job
+        wanted = 0.0
+        if job.rate is not None:
+            wanted = min(job.rate * (job.warmup_s + job.seconds) * 1.05, MADE_AHEAD_BYTES_MAX / EVENT_BYTES)
+        self._make()
+        while len(self._made) * job.batch < min(wanted, job.events_max or wanted):
+            self._make()
 
     def _wait(self, now_s: float, *, sending_ended: bool) -> None:
         """Handle what the sockets have. While there is nothing, requests are made ahead."""

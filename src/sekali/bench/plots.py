@@ -1,5 +1,6 @@
 """Plots as SVG, drawn by matplotlib from a benchmark's figures, so that they can be drawn again from the JSON."""
 
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ mpl.rcParams["svg.hashsalt"] = "sekali"  # the same figures give the same file
 mpl.rcParams["font.family"] = "sans-serif"
 
 COLOURS = ("#1f6feb", "#d9822b", "#2da44e", "#8250df", "#cf222e", "#57606a")
+_NINES_MAX = 6  # where the longest of all is drawn
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -79,6 +81,27 @@ def index(figures: dict[str, Any]) -> Figure:
     return figure
 
 
+def latency(figures: dict[str, Any]) -> Figure:
+    """Latency against percentile, each step to the right one more nine."""
+    figure = Figure(figsize=(8, 4.5))
+    axes = figure.subplots()
+    for place, (name, one) in enumerate(figures["summary"].items()):
+        # The longest is drawn a step behind the last percentile: it has no place on this scale.
+        nines = [_NINES_MAX if at == 100 else -log10(1 - at / 100) for at, _ in one.get("curve", [])]
+        colour = COLOURS[place % len(COLOURS)]
+        axes.plot(nines, [ms for _, ms in one.get("curve", [])], color=colour, marker=".", label=name)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xticks([0, 1, 2, 3, 4, 5, _NINES_MAX], ["0", "90", "99", "99.9", "99.99", "99.999", "max"])
+    axes.set_xlabel("percentile")
+    axes.set_ylabel("ms from when it was due")
+    axes.set_title("latency under load, open loop", fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
 def _from_zero(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, fontsize="medium")
     axes.set_ylabel(unit)
@@ -88,4 +111,4 @@ def _from_zero(axes: Axes, title: str, unit: str) -> None:
     axes.grid(axis="y", alpha=0.3)
 
 
-PLOTS = {"ceiling": ceiling, "ingest": ingest, "growth": growth, "index": index}
+PLOTS = {"ceiling": ceiling, "ingest": ingest, "growth": growth, "index": index, "latency": latency}

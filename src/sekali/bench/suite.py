@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sekali.bench import ceiling, growth, index, ingest, machine, targets
+from sekali.bench import ceiling, growth, index, ingest, latency, machine, targets
 from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report
 
@@ -16,6 +16,7 @@ BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
     "ingest": ingest.run,
     "growth": growth.run,
     "index": index.run,
+    "latency": latency.run,
 }
 
 

@@ -23,6 +23,7 @@ class What(StrEnum):
     INGEST = "ingest"
     GROWTH = "growth"
     INDEX = "index"
+    LATENCY = "latency"
 
 
 def bench(
