@@ -1,7 +1,4 @@
-"""Helpers for tests, ours and those of our users: a clock to set by hand, and stores that fail, wait or repeat.
-
-The stores are decorators: each wraps a real one and keeps the ``EventStore`` port.
-"""
+"""Stores that fail, wait or repeat: decorators that wrap a real one and keep the ``EventStore`` port."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,20 +7,6 @@ from typing import Any
 from sekali.errors import CommitUnknown
 from sekali.event import Batch, Verdict
 from sekali.ports import Conflict, EventStore, Page, Progress, Query, Summary, TopicInfo, no_progress
-
-
-class FakeClock:
-    """A clock that moves only when told to. ``ns`` is the time it shows."""
-
-    def __init__(self, ns: int = 1_800_000_000_000_000_000) -> None:
-        self.ns = ns
-
-    def __call__(self) -> int:
-        return self.ns
-
-    def advance(self, seconds: float) -> None:
-        """Move the clock; backwards with a negative number."""
-        self.ns += round(seconds * 1e9)
 
 
 class WrappedStore:

@@ -1,0 +1,22 @@
+"""Helpers for tests, ours and those of our users: a clock to set by hand, stores that fail, wait or repeat, and a disk
+that fails, tears what was written, and loses its power.
+"""
+
+from sekali.testing.clock import FakeClock
+from sekali.testing.disk import ALL, READING, WRITING, FaultyFiles, Operation, PowerCut
+from sekali.testing.stores import DuplicatingStore, FailingStore, GatedStore, HookedStore, WrappedStore
+
+__all__ = [
+    "ALL",
+    "READING",
+    "WRITING",
+    "DuplicatingStore",
+    "FailingStore",
+    "FakeClock",
+    "FaultyFiles",
+    "GatedStore",
+    "HookedStore",
+    "Operation",
+    "PowerCut",
+    "WrappedStore",
+]
