@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Protocol
 
 import numpy as np
@@ -82,6 +82,7 @@ class DedupIndex:
         self._frozen: tuple[_Table, ...] = ()
         self._runs: tuple[Run, ...] = ()
         self._fault: OSError | RunDamaged | None = None
+        self._idle = False
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -106,11 +107,12 @@ class DedupIndex:
         found += [table.keys.find(hashes) for table in tables]
         if runs:
             masks = filter_masks(hashes)
-            try:
-                found += [run.find(hashes, masks) for run in runs]
-            except RunDamaged as damage:
-                self._drop(damage)
-                raise
+            for run in runs:
+                try:
+                    found.append(run.find(hashes, masks))
+                except RunDamaged as damage:
+                    self._drop(damage, run)
+                    raise
         return join(found)
 
     def make_room(self) -> None:
@@ -146,18 +148,23 @@ class DedupIndex:
     def recover(self, source: Log, progress: Progress) -> None:
         """Open what is there and make the rest from the log: what memory held, and runs that are missing or damaged.
 
+        Until it ends, lookups raise ``RunDamaged``.
+
         Raises:
             OSError: a file cannot be written.
 
         """
         self.close()
+        with self._changed:
+            self._fault = RunDamaged("the dedup index", "it is being made from the log")
         self._log_id = source.log_id.encode()
         runs = self._open_runs(source)
         with self._changed:
-            self._fault = None
             self._frozen, self._runs = (), tuple(runs)
             self._table = _Table(runs[-1].run_id.last_seq + 1 if runs else 1, self._run_keys)
         self._fill_gaps(source, progress)
+        with self._changed:
+            self._fault = None
         self._closing = False
         self._thread = threading.Thread(target=self._maintain, name="sekali-index", daemon=True)
         self._thread.start()
@@ -199,13 +206,18 @@ class DedupIndex:
         with suppress(FileNotFoundError):
             self._files.remove(reason.name)
 
-    def _drop(self, damage: RunDamaged) -> None:
-        """Give up a run that cannot be read, and every answer until ``recover``."""
+    def _drop(self, damage: RunDamaged, run: Run | None = None) -> None:
+        """Give up a run that cannot be read, and every answer until ``recover``.
+
+        ``run`` is the one that a lookup found damaged, which may have been replaced while it was read.
+        """
         with self._changed:
+            if run is not None and run not in self._runs:
+                return
+            with suppress(OSError):
+                self._remove(damage)  # before anybody can call ``recover``
             self._fault = damage
             self._changed.notify_all()
-        with suppress(OSError):
-            self._remove(damage)
 
     def _fill_gaps(self, source: Log, progress: Progress) -> None:
         gaps: list[tuple[int, int]] = []
@@ -261,43 +273,74 @@ class DedupIndex:
                     self._merge(self._runs[chosen])
                 else:
                     with self._changed:
+                        self._idle = True
+                        self._changed.notify_all()
                         self._changed.wait_for(lambda: self._closing or self._frozen)
+                        self._idle = False
             except RunDamaged as damage:
                 self._drop(damage)
                 return
             except OSError as fault:
                 log.error("the dedup index cannot be written", reason=str(fault))
-                with self._changed:
-                    self._fault = fault
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._closing, RETRY_S)
+                self._wait_with(fault)
+            except Exception as error:  # a defect of ours, or no memory: no commit may wait for ever
+                log.exception("the dedup index cannot be written")
+                self._wait_with(OSError(f"an internal error: {error!r}"))
+
+    def _wait_with(self, fault: OSError) -> None:
+        with self._changed:
+            if not isinstance(self._fault, RunDamaged):
+                self._fault = fault
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closing, RETRY_S)
+
+    def _end_fault(self) -> None:
+        """Note that writing works. What a lookup found damaged stays so."""
+        if isinstance(self._fault, OSError):
+            self._fault = None
+        self._changed.notify_all()
 
     def _flush(self, table: _Table) -> None:
         run = self._write_run(table.first_seq, table.last_seq, table.processed_at_ns, *table.keys.items())
         with self._changed:
             self._runs += (run,)
             self._frozen = self._frozen[1:]
-            self._fault = None
-            self._changed.notify_all()
+            self._end_fault()
 
     def _merge(self, runs: tuple[Run, ...]) -> None:
         name = _run_name(runs[0].run_id.first_seq, runs[-1].run_id.last_seq)
         started_at_s = time.thread_time()
-        for _ in merge(self._files, name, runs):
-            if self._frozen:
-                self._flush(self._frozen[0])  # first, because commits may come to wait for it
-            pause_s = (time.thread_time() - started_at_s) * (1 / self._merge_share - 1)
-            with self._changed:
-                self._changed.wait_for(lambda: self._closing, pause_s)
-            if self._closing:
-                return
-            started_at_s = time.thread_time()
+        with closing(merge(self._files, name, runs)) as steps:
+            for _ in steps:
+                if self._frozen:
+                    self._flush(self._frozen[0])  # first, because commits may come to wait for it
+                pause_s = (time.thread_time() - started_at_s) * (1 / self._merge_share - 1)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, pause_s)
+                if self._closing:
+                    return
+                started_at_s = time.thread_time()
         merged = Run(self._files, name)
         with self._changed:
             start = self._runs.index(runs[0])
             self._runs = (*self._runs[:start], merged, *self._runs[start + len(runs) :])
+            self._end_fault()
         for run in runs:
-            self._files.remove(run.name)
+            with suppress(OSError):  # what stays behind is dropped by the next ``recover``
+                self._files.remove(run.name)
+
+    def settle(self) -> None:
+        """Wait until full tables are written and no runs are left to merge: for tests and benchmarks.
+
+        Raises:
+            OSError: that cannot be written.
+            RunDamaged: a run cannot be read.
+
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._fault is not None or (self._idle and not self._frozen))
+            if self._fault is not None:
+                raise self._fault
 
     def close(self) -> None:
         """Stop the index's thread. May be called twice."""

@@ -1,6 +1,6 @@
 """Merging runs of the dedup index, in slices of bounded size so that it takes little memory and can pause."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from sekali.stores.index_table import Seqs
 
 FANOUT = 4
 SLICE_KEYS = 128 * 1024
+RUN_LENGTH_MAX = 2**32  # what the offsets in a run can tell apart
 
 
 def choose_merge(lengths: Sequence[int], run_keys: int) -> slice | None:
@@ -25,7 +26,8 @@ def choose_merge(lengths: Sequence[int], run_keys: int) -> slice | None:
     for number in sorted(set(classes)):
         start = 0
         for larger in [place for place, other in enumerate(classes) if other > number] + [len(classes)]:
-            if classes[start:larger].count(number) >= FANOUT:
+            enough = classes[start:larger].count(number) >= FANOUT
+            if enough and sum(lengths[start:larger]) <= RUN_LENGTH_MAX:
                 return slice(start, larger)
             start = larger + 1
     return None
@@ -46,12 +48,16 @@ def write_sorted(files: Files, name: str, run_id: RunId, hashes: Hashes, seqs: S
     try:
         writer.append(hashes[order], (seqs[order] - run_id.first_seq).astype(np.uint32))
         writer.finish()
-    finally:
+    except BaseException:
         writer.abandon()
+        raise
 
 
-def merge(files: Files, name: str, runs: Sequence[Run]) -> Iterator[None]:
-    """Write neighbouring runs as one, a slice at each step of the iterator; the run exists after the last step."""
+def merge(files: Files, name: str, runs: Sequence[Run]) -> Generator[None, None, None]:
+    """Write neighbouring runs as one, a slice at each step of the iterator; the run exists after the last step.
+
+    Closed before that, or failed, it leaves nothing.
+    """
     first, last = runs[0].run_id, runs[-1].run_id
     run_id = RunId(first.log_id, first.key, first.first_seq, last.last_seq, last.stamp)
     slices = -(-len(run_id) // SLICE_KEYS)
@@ -67,8 +73,9 @@ def merge(files: Files, name: str, runs: Sequence[Run]) -> Iterator[None]:
             writer.append(hashes[order], (seqs[order] - run_id.first_seq).astype(np.uint32))
             yield
         writer.finish()
-    finally:
+    except BaseException:
         writer.abandon()
+        raise
 
 
 class _SliceReader:

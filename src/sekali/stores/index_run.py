@@ -7,6 +7,7 @@ checksum of the three parts before it and one of its own. A run is valid with it
 """
 
 import struct
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -140,8 +141,10 @@ class RunWriter:
         self._files.rename(self._name + ".partial", self._name)
 
     def abandon(self) -> None:
-        """Leave it. What was written goes with the next clean-up."""
+        """Leave it, and give the disk its room back as far as that can be done."""
         self._file.close()
+        with suppress(OSError):
+            self._files.remove(self._name + ".partial")
 
 
 def read_run_id(files: Files, name: str) -> RunId:

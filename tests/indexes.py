@@ -1,0 +1,164 @@
+"""What the tests of the dedup index share: a log to derive it from, hashes that collide, and what must be found."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import numpy as np
+
+from sekali.stores import identity
+from sekali.stores.dedup import DedupIndex
+from sekali.stores.identity import Hashes, HashIdentities
+from sekali.stores.index_files import Files
+from sekali.stores.index_run import RunDamaged
+from sekali.testing import FaultyFiles
+
+LOG_ID = "0123456789abcdef0123456789abcdef"
+TOPIC = "topic"
+RUN_KEYS = 4  # so that a few events already make runs, and merges of runs
+
+
+class ListLog:
+    """A log in memory. ``ranges_read`` are the ranges of seqs whose identities were asked for."""
+
+    def __init__(self, log_id: str = LOG_ID) -> None:
+        self.log_id = log_id
+        self.head = 0
+        self.ranges_read: list[tuple[int, int]] = []
+        self.event_ids: list[str] = []
+        self._times_ns: list[int] = []
+
+    def append(self, event_ids: Sequence[str], at_ns: int) -> None:
+        """Store events of one commit."""
+        self.event_ids += event_ids
+        self._times_ns += [at_ns] * len(event_ids)
+        self.head += len(event_ids)
+
+    def cut_back(self, head: int) -> None:
+        """Return to an older state, as from a copy of it."""
+        del self.event_ids[head:], self._times_ns[head:]
+        self.head = head
+
+    def identities(self, first_seq: int, last_seq: int) -> tuple[Sequence[str], Sequence[str]]:
+        assert 1 <= first_seq <= last_seq <= self.head
+        self.ranges_read.append((first_seq, last_seq))
+        return [TOPIC] * (last_seq - first_seq + 1), self.event_ids[first_seq - 1 : last_seq]
+
+    def processed_at_ns(self, seq: int) -> int:
+        assert 1 <= seq <= self.head
+        return self._times_ns[seq - 1]
+
+
+def weak_hashes(distinct: int) -> HashIdentities:
+    """Return a hash with so few values that nearly all identities collide; the lowest and the highest are in use."""
+
+    def hash_weakly(topics: Sequence[str], event_ids: Sequence[str], key: int) -> Hashes:
+        step = np.uint64((2**64 - 1) // (distinct - 1))
+        return identity.hash_identities(topics, event_ids, key) % np.uint64(distinct) * step
+
+    return hash_weakly
+
+
+def same_hashes(topics: Sequence[str], event_ids: Sequence[str], _: int) -> Hashes:
+    """Hash with the same key in every run of a test."""
+    return identity.hash_identities(topics, event_ids, 0)
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+class Story:
+    """An index on some files, the log it is derived from, and what is done to them. Merges do not pause."""
+
+    def __init__(
+        self,
+        files: Files | None = None,
+        log: ListLog | None = None,
+        *,
+        run_keys: int = RUN_KEYS,
+        hash_identities: HashIdentities = same_hashes,
+    ) -> None:
+        self.files: Files = FaultyFiles() if files is None else files
+        self.log = ListLog() if log is None else log
+        self._run_keys = run_keys
+        self._hash_identities = hash_identities
+        self.index = self._make_index()
+
+    def _make_index(self) -> DedupIndex:
+        return DedupIndex(self.files, run_keys=self._run_keys, hash_identities=self._hash_identities, merge_share=1)
+
+    def recover(self) -> int:
+        """Recover, and return how many rows of the log were read for it."""
+        self.log.ranges_read.clear()
+        self.index.recover(self.log, ignore_progress)
+        return sum(last - first + 1 for first, last in self.log.ranges_read)
+
+    def reopen(self, files: Files | None = None) -> int:
+        """Start again as another process would, maybe on other files; see ``recover``."""
+        self.index.close()
+        self.files = self.files if files is None else files
+        self.index = self._make_index()
+        return self.recover()
+
+    def append(self, count: int, at_ns: int | None = None) -> None:
+        """Do to log and index what a commit of new events does."""
+        self.index.make_room()
+        first_seq = self.log.head + 1
+        # By the time too, so that other histories have other ids.
+        at_ns = first_seq if at_ns is None else at_ns
+        event_ids = [f"{seq} {at_ns}" for seq in range(first_seq, first_seq + count)]
+        self.log.append(event_ids, at_ns)
+        self.index.add(self.hashes(event_ids), first_seq, at_ns)
+
+    def append_and_settle(self, times: int) -> None:
+        """Store so many events one by one, each after all writing and merging is done: always in the same steps."""
+        for _ in range(times):
+            self.append(1)
+            self.index.settle()
+
+    def hashes(self, event_ids: Sequence[str]) -> Hashes:
+        return self.index.hashes([TOPIC] * len(event_ids), event_ids)
+
+    def assert_exact(self) -> None:
+        """The candidates for an identity are all events with its hash, each of them once, and no others."""
+        asked = [*self.log.event_ids, "not", "there"]
+        hashes = self.hashes(asked)
+        seqs: defaultdict[int, list[int]] = defaultdict(list)
+        for seq, value in enumerate(hashes[: self.log.head].tolist(), 1):
+            seqs[value].append(seq)
+        expected = [(place, seq) for place, value in enumerate(hashes.tolist()) for seq in seqs[value]]
+        positions, found = self.index.lookup(hashes)
+        assert sorted(zip(positions.tolist(), found.tolist(), strict=True)) == expected
+
+    def assert_noticed(self) -> None:
+        """Damage is noticed when a file is opened, or when it is read, and repaired from the log."""
+        noticed = self.reopen() > 0
+        try:
+            self.assert_exact()
+        except RunDamaged:
+            assert not noticed
+            noticed = self.recover() > 0
+            self.assert_exact()
+        assert noticed
+
+    def __enter__(self) -> Self:
+        self.recover()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.index.close()
+
+
+def filled(times: int, *, run_keys: int = RUN_KEYS) -> tuple[ListLog, dict[str, bytes]]:
+    """Return a log with so many events, and the files that its index leaves after a clean stop."""
+    files = FaultyFiles()
+    with Story(files, run_keys=run_keys) as story:
+        story.append_and_settle(times)
+    return story.log, files.contents()
+
+
+def run_ranges(names: Iterable[str]) -> list[tuple[int, int]]:
+    """Return the ranges of seqs of the runs among the names of files, in order."""
+    ranges = [name.removesuffix(".run").split("-") for name in names if name.endswith(".run")]
+    return sorted((int(first, 16), int(last, 16)) for first, last in ranges)
