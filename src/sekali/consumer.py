@@ -3,7 +3,7 @@
 ::
 
     event loop          worker threads              writer thread
-    publish() ──queue──> take what waits, ──groups──> commit groups together ──> answers, back on the loop
+    submit() ───queue──> take what waits, ──groups──> commit groups together ──> answers, back on the loop
                          prepare it
 
 A group is put in line for the writer at the moment a worker takes it from the queue, so the way is first-in first-out
@@ -32,14 +32,18 @@ PROBE_INTERVAL_S = 1.0
 log = structlog.get_logger("sekali.consumer")
 
 
+# Told the verdicts, or why there are none.
+OnDone = Callable[[list[Verdict], SekaliError | None], None]
+
+
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """A batch on its way. ``future`` is None where the publisher has gone on (``respond-async``)."""
+    """A batch on its way. ``keep``: after a failed commit it is tried again (``respond-async``)."""
 
     batch: Batch
     accepted_at_s: float
-    future: asyncio.Future[list[Verdict]] | None
-    on_done: Callable[[], None] | None = None
+    on_done: OnDone
+    keep: bool
     verdicts: list[Verdict] = field(default_factory=list)
     failure: SekaliError | None = None
     done: bool = False
@@ -61,7 +65,7 @@ class _Group:
 class Consumer:
     """Commits batches in the order accepted, and answers each after the commit that holds it.
 
-    ``clock_s`` is monotonic. Start it on a running event loop; ``publish`` and ``publish_later`` belong to that loop.
+    ``clock_s`` is monotonic. Start it on a running event loop, to which ``submit`` belongs.
     The queue holds at most ``queue_events_max`` events, those being committed included. ``on_recovery`` is told, on the
     writer's thread, how far the store has come where it takes long to get ready.
     """
@@ -134,27 +138,18 @@ class Consumer:
         """Age of the oldest batch accepted and not yet readable; 0 when there is none."""
         return self._clock_s() - self._in_flight[0].accepted_at_s if self._in_flight else 0.0
 
-    async def publish(self, batch: Batch, accepted_at_s: float) -> list[Verdict]:
-        """Commit a batch and return a verdict for each of its events.
+    def submit(self, batch: Batch, accepted_at_s: float, on_done: OnDone, *, keep: bool = False) -> None:
+        """Take a batch to commit it, and call ``on_done`` on the event loop once its verdicts are known.
 
-        Raises:
-            QueueFull: the batch was not taken.
-            Unavailable: nothing can be committed now; with CommitUnknown some of it may be stored.
-
-        """
-        future: asyncio.Future[list[Verdict]] = self._loop.create_future()
-        self._accept(_Ticket(batch, accepted_at_s, future))
-        return await future
-
-    def publish_later(self, batch: Batch, accepted_at_s: float, on_done: Callable[[], None]) -> None:
-        """Take a batch and commit it some time, trying until it is committed or the server stops.
+        Where the commit fails, that gets the failure: Unavailable, or CommitUnknown where some of it may be stored;
+        with ``keep`` it is tried until it is committed or the server stops.
 
         Raises:
             QueueFull: the batch was not taken.
             Unavailable: likewise.
 
         """
-        self._accept(_Ticket(batch, accepted_at_s, None, on_done))
+        self._accept(_Ticket(batch, accepted_at_s, on_done, keep))
 
     def _accept(self, ticket: _Ticket) -> None:
         if self._stopping.is_set():
@@ -351,8 +346,8 @@ class Consumer:
             log.info("commits work again")
 
     def _give_back(self, tickets: list[_Ticket], failure: SekaliError) -> None:
-        self._retry += [ticket for ticket in tickets if ticket.future is None]
-        self._fail([ticket for ticket in tickets if ticket.future is not None], failure)
+        self._retry += [ticket for ticket in tickets if ticket.keep]
+        self._fail([ticket for ticket in tickets if not ticket.keep], failure)
 
     def _fail(self, tickets: list[_Ticket], failure: SekaliError) -> None:
         for ticket in tickets:
@@ -375,14 +370,10 @@ class Consumer:
         for ticket in tickets:
             ticket.done = True
             self._events_waiting -= len(ticket.batch)
-            if ticket.on_done is not None:
-                ticket.on_done()
-            if ticket.future is None or ticket.future.done():  # done: the publisher has left
-                continue
-            if ticket.failure is not None:
-                ticket.future.set_exception(ticket.failure)
-            else:
-                ticket.future.set_result(ticket.verdicts)
+            try:
+                ticket.on_done(ticket.verdicts, ticket.failure)
+            except Exception:  # a defect of ours: the others get their answers
+                log.exception("answering failed")
         while self._in_flight and self._in_flight[0].done:
             self._in_flight.popleft()
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import structlog
 import uvicorn
@@ -65,13 +66,22 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
         return runner.run(_serve(settings, store, listener))
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The parts that answer: ``app`` by ASGI, ``publish`` for the connections.
+
+    ``ready`` is set once publishing is open. Reading is at once, and the store may take its time to get ready.
+    """
+
+    app: Api
+    publish: Publish
+    ready: asyncio.Event
+
+
 @contextlib.asynccontextmanager
-async def running_app(
-    settings: ServerSettings, store: EventStore, stopping: asyncio.Event
-) -> AsyncIterator[tuple[Api, asyncio.Event]]:
+async def running_app(settings: ServerSettings, store: EventStore, stopping: asyncio.Event) -> AsyncIterator[Running]:
     """Put the parts together over a store and run them; at the end commit what was accepted.
 
-    The event is set once publishing is open: reading is at once, and the store may take its time to get ready.
 
     Raises:
         TimeoutError: at the end, that took longer than ``settings.stop_timeout_s``.
@@ -97,7 +107,7 @@ async def running_app(
         reading = Reading(store, consumer, metrics, budget, readers, stopping, settings)
         consumer.start()
         try:
-            yield Api(publish, reading), consumer.ready
+            yield Running(Api(reading), publish, consumer.ready)
         finally:
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
@@ -137,16 +147,17 @@ class _Server(uvicorn.Server):
 async def _serve(settings: ServerSettings, store: EventStore, listener: socket.socket) -> int:
     stopping = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        app, ready = await stack.enter_async_context(running_app(settings, store, stopping))
+        running = await stack.enter_async_context(running_app(settings, store, stopping))
         server = _Server(
             uvicorn.Config(
-                app,
-                http=bounded_protocol(settings.header_timeout_s),
+                running.app,
+                http=bounded_protocol(settings.header_timeout_s, running.publish),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=max(int(settings.stop_timeout_s), 1),
             )
@@ -165,7 +176,7 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
         log.info("listening", url=f"http://{host}:{port}")
 
         async def report_ready() -> None:
-            await ready.wait()
+            await running.ready.wait()
             log.info("ready", url=f"http://{host}:{port}", db_path=str(settings.db_path), head=store.summary().head)
 
         reporting = asyncio.create_task(report_ready())

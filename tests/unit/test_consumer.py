@@ -11,7 +11,7 @@ import pytest
 
 from batches import DUPLICATE, STORED, batch
 from sekali.consumer import Consumer
-from sekali.errors import CommitUnknown, QueueFull, StoreBroken, Unavailable
+from sekali.errors import CommitUnknown, QueueFull, SekaliError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, Query, no_progress
@@ -53,8 +53,18 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 async def publish(consumer: Consumer, *events: tuple[str, str]) -> list[Any]:
-    verdicts = await consumer.publish(batch(*events), time.monotonic())
-    return [verdict.outcome for verdict in verdicts]
+    future: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
+
+    def on_done(verdicts: list[Verdict], failure: SekaliError | None) -> None:
+        if future.done():  # the publisher has left
+            return
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(verdicts)
+
+    consumer.submit(batch(*events), time.monotonic(), on_done)
+    return [verdict.outcome for verdict in await future]
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -185,7 +195,7 @@ def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch:
         failing = FailingStore(memory(), failures_left=4)
         released: list[str] = []
         async with running(failing) as consumer:
-            consumer.publish_later(batch(("a", "1")), time.monotonic(), lambda: released.append("1"))
+            consumer.submit(batch(("a", "1")), time.monotonic(), lambda *_: released.append("1"), keep=True)
             await eventually(lambda: bool(released))
             assert failing.failed == 4
             assert failing.summary().lifetime.stored == 1

@@ -1,4 +1,4 @@
-"""The whole HTTP application: ``/publish`` as plain ASGI beside FastAPI, one OpenAPI document for both."""
+"""The ASGI application: everything but ``/publish``, and the OpenAPI document of both."""
 
 from typing import Any
 
@@ -14,7 +14,6 @@ from sekali import __version__
 from sekali.api import models
 from sekali.api.body import Disconnected, Receive, Scope, Send
 from sekali.api.problems import Answer, Kind, Problem, problem_of
-from sekali.api.publish import Publish
 from sekali.api.read import Reading, StreamCut
 from sekali.errors import SekaliError
 
@@ -26,14 +25,10 @@ log = structlog.get_logger("sekali.api")
 class Api:
     """The ASGI application. It is true to its OpenAPI document for every route."""
 
-    def __init__(self, publish: Publish, reading: Reading) -> None:
-        self._publish = publish
+    def __init__(self, reading: Reading) -> None:
         self._app = _reading_app(reading)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/publish":
-            await self._publish(scope, receive, send)
-            return
         try:
             await self._app(scope, receive, send)
         except (StreamCut, Disconnected) as error:

@@ -1,15 +1,17 @@
-"""The connection: what uvicorn's HTTP protocol leaves unbounded, bounded.
+"""The connection: what uvicorn's HTTP protocol leaves unbounded, bounded, and the short way to ``/publish``.
 
 uvicorn with httptools waits for ever for a header and takes headers of any size; here a connection has a deadline for
-its first and every next header, and a maximum for their size.
+its first and every next header, and a maximum for their size. Requests to ``/publish`` are answered here; all others
+go to the ASGI application.
 """
 
 import asyncio
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sekali.api.problems import Answer, Kind, Problem
+from sekali.api.publish import Publish, PublishRequest
 
 HEADER_BYTES_MAX = 32 * 1024
 HEADER_COUNT_MAX = 100
@@ -17,22 +19,76 @@ HEADER_COUNT_MAX = 100
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
+_CLOSE = (b"connection", b"close")
+
+
+class PublishCycle:
+    """A request to ``/publish`` in the place of uvicorn's cycle of one, with what its protocol asks of that."""
+
+    def __init__(self, connection: "BoundedProtocol", *, keep_alive: bool, waiting_for_100_continue: bool) -> None:
+        self._connection = connection
+        self._is_head = connection.parser.get_method() == b"HEAD"
+        self._waiting_for_100_continue = waiting_for_100_continue
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.response_complete = False
+        self.message_event = asyncio.Event()  # uvicorn sets it; nobody waits
+        self.started = False
+        self._answer: Answer | None = None
+        self.request = PublishRequest(connection.publish, self._respond)
+        self.request.begin(connection.parser.get_method(), connection.headers)
+
+    async def run_asgi(self, _: object) -> None:
+        """Begin to answer, once what came before on the connection has been answered."""
+        self.start()
+
+    def start(self) -> None:
+        """Begin to answer: it is the first request of those on the connection that are not answered."""
+        self.started = True
+        if self._answer is not None:
+            self._send(self._answer)
+
+    def wait_for_more(self) -> None:
+        """Tell the client to go on, where it waits for that, and start the clock."""
+        if self.request.reading:
+            if self._waiting_for_100_continue and self.started:
+                self._waiting_for_100_continue = False
+                self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.request.wait_for_more()
+
+    def _respond(self, answer: Answer) -> None:
+        if self.started:
+            self._send(answer)
+        else:
+            self._answer = answer
+
+    def _send(self, answer: Answer) -> None:
+        self.response_complete = True
+        transport = self._connection.transport
+        if self.disconnected or transport.is_closing():
+            return
+        headers = [*self._connection.server_state.default_headers, *answer.headers]
+        if not self.keep_alive and _CLOSE not in headers:
+            headers.append(_CLOSE)
+        lines = [STATUS_LINE[answer.status], *(b"%b: %b\r\n" % pair for pair in headers), b"\r\n"]
+        if not self._is_head:
+            lines.append(answer.body)
+        transport.write(b"".join(lines))
+        if _CLOSE in headers:
+            transport.close()
+        self._connection.on_response_complete()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
     header_timeout_s: ClassVar[float]
+    publish: ClassVar[Publish]
 
     _deadline: asyncio.TimerHandle | None = None
+    _in_header = True
     _header_bytes = 0
     _unparsed_bytes = 0  # of a header that has not ended, which the parser collects and does not show
-
-    def data_received(self, data: bytes) -> None:
-        waiting = self._deadline is not None
-        super().data_received(data)
-        if waiting and self._deadline is not None:
-            self._unparsed_bytes += len(data)
-            if self._unparsed_bytes > HEADER_BYTES_MAX:
-                self._refuse_size()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,11 +97,27 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_deadline()
         super().connection_lost(exc)
+        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            if isinstance(cycle, PublishCycle):
+                cycle.disconnected = True
+                cycle.request.abandon()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # What is still incomplete gets a clock; most requests come whole and need none.
+        if self._in_header:
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > HEADER_BYTES_MAX:
+                self._refuse_size()
+            else:
+                self._start_deadline()
+        elif isinstance(self.cycle, PublishCycle):
+            self.cycle.wait_for_more()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._in_header = True
         self._header_bytes = self._unparsed_bytes = 0
-        self._start_deadline()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -56,9 +128,40 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
+        self._in_header = False
         self._stop_deadline()
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self.url.partition(b"?")[0] == b"/publish":
+            self._begin_publish()
+        else:
             super().on_headers_complete()
+
+    def _begin_publish(self) -> None:
+        before = self.cycle
+        cycle = PublishCycle(
+            self,
+            keep_alive=self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive(),
+            waiting_for_100_continue=self.expect_100_continue,
+        )
+        self.cycle = cycle  # type: ignore[assignment]
+        if before is None or before.response_complete:
+            cycle.start()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    def on_body(self, body: bytes) -> None:
+        if isinstance(self.cycle, PublishCycle):
+            self.cycle.request.feed(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if isinstance(self.cycle, PublishCycle):
+            self.cycle.request.end()
+        else:
+            super().on_message_complete()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -94,9 +197,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._end(Kind.NOT_HTTP, msg)
 
 
-def bounded_protocol(header_timeout_s: float) -> type[BoundedProtocol]:
-    """Return the protocol class for uvicorn, which gives a client ``header_timeout_s`` to send its headers."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"header_timeout_s": header_timeout_s})
+def bounded_protocol(header_timeout_s: float, publish: Publish) -> type[BoundedProtocol]:
+    """Return the protocol class for uvicorn.
+
+    It gives a client ``header_timeout_s`` to send its headers, and requests to ``/publish`` to ``publish``.
+    """
+    return type("BoundedProtocol", (BoundedProtocol,), {"header_timeout_s": header_timeout_s, "publish": publish})
 
 
 def _raw(answer: Answer) -> bytes:

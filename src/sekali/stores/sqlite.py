@@ -19,8 +19,8 @@ from sekali.stores.index_run import RunDamaged
 from sekali.stores.sqlite_checkpoint import Checkpointer
 from sekali.stores.sqlite_file import FolderLock, close_quietly, index_folder, make_folder, open_writer
 from sekali.stores.sqlite_judge import Judge
+from sekali.stores.sqlite_lookup import Rows
 from sekali.stores.sqlite_read import Readers
-from sekali.stores.sqlite_rows import Rows
 from sekali.stores.sqlite_write import write
 
 

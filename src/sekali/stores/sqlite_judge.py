@@ -11,7 +11,7 @@ from sekali import jsonvalue
 from sekali.event import Batch, Outcome, Verdict
 from sekali.stores.identity import Hashes
 from sekali.stores.index_table import Positions, Seqs
-from sekali.stores.sqlite_rows import Columns, First, Identity, Rows
+from sekali.stores.sqlite_lookup import Columns, First, Identity, Rows
 
 
 class Variant(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 
 from sekali import jsonvalue
 from sekali.stores.sqlite_judge import Judge, Variant
-from sekali.stores.sqlite_rows import Columns
+from sekali.stores.sqlite_lookup import Columns
 
 # A statement takes and gives back the interpreter lock once, whatever its number of rows. More rows than this and its
 # text would be too long for apsw's cache of prepared statements (16 KiB).
