@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sekali.bench import growth, index, latency, suite
+from sekali.bench import growth, index, latency, reads, stall, suite
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import IdKind
 from sekali.bench.large import Kept, read_kept
@@ -14,7 +14,7 @@ from sekali.bench.options import Options
 
 
 def run(name: str, out: Path, **options: Any) -> dict[str, Any]:
-    small: dict[str, Any] = {"seconds": 0.2, "rounds": 1, "events": 2000, "db_dir": out.parent}
+    small: dict[str, Any] = {"seconds": 0.2, "warmup_s": 0.05, "rounds": 1, "events": 2000, "db_dir": out.parent}
     told: list[float] = []
     _, report = suite.run(name, Options(**(small | options)), out, lambda what, done: told.append(done))
     document: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
@@ -54,6 +54,25 @@ def test_latency_is_measured_and_a_load_that_is_too_much_is_told(
     one = document["figures"]["summary"][slow.name]
     assert 0 < one["p50_ms"] <= one["p99_ms"] <= one["max_ms"] and one["generator_p99_ms"] > 0
     assert document["targets"][0]["met"]
+
+
+def test_reads_of_a_store_that_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "READ_RUNS", 1)
+    keep = tmp_path / "kept"
+    for options in ({"keep": keep}, {"store": keep}):
+        document = run("reads", tmp_path / "out", **options)
+        assert document["figures"]["stored"] >= 2000 and len(document["figures"]["reads"]) == 6
+        assert document["figures"]["export"]["at rest"]["events"] > document["figures"]["stored"]
+        assert document["figures"]["export"]["while writing"]["events"] > 0
+
+
+def test_stalls_are_measured_beside_the_bare_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stall, "PROBE_EVERY_S", 0.001)
+    monkeypatch.setattr(stall, "SHARE", 0.1)
+    figures = run("stall", tmp_path / "out")["figures"]
+    assert figures["offered_events_per_s"] == pytest.approx(figures["maximum_events_per_s"] * 0.1)
+    assert figures["fsync_ms"]["max"] == max(figures["fsync_ms"]["max_by_second"]) > 0
+    assert figures["steady"]["latency_ms"]["max"] > 0
 
 
 def test_a_store_that_no_benchmark_kept_is_refused(tmp_path: Path) -> None:

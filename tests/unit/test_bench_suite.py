@@ -11,6 +11,8 @@ from sekali.bench import ceiling, suite
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import IdKind
 from sekali.bench.options import Options
+from sekali.bench.plots import PLOTS
+from sekali.cli.bench import What
 
 
 def test_a_run_leaves_its_figures_and_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,15 @@ def test_a_run_leaves_its_figures_and_a_plot(tmp_path: Path, monkeypatch: pytest
 def test_the_ceiling_appends_every_row(tmp_path: Path) -> None:
     run = ceiling.measure(tmp_path, ceiling.Tuning(100, 1000), id_kind=IdKind.UUID4, commit_rows=250, seconds=0.02)
     assert run.rows == run.commits * 250 and run.busy_s >= 0.02
+
+
+def test_the_command_knows_every_benchmark_and_each_has_a_plot() -> None:
+    assert {what.value for what in What} == set(suite.BENCHES) == set(PLOTS)
+
+
+def test_how_long_a_run_takes() -> None:
+    assert (suite.seconds_of("stall", None), suite.seconds_of("ingest", None)) == (600, 10)
+    assert suite.seconds_of("stall", 3.0) == 3
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

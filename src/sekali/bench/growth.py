@@ -1,7 +1,6 @@
 """Growth: what becomes of rate, memory, disk and start as a store of random ids fills, beside an empty one."""
 
 import statistics
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +9,13 @@ from sekali.bench.children import BenchFailed, Server, run_load
 from sekali.bench.events import IdKind
 from sekali.bench.job import Job, LoadResult, Sample
 from sekali.bench.large import Kept, kept_folder, preload, sizes
-from sekali.bench.loaded import figures_of, load_checked
+from sekali.bench.loaded import figures_of, load_checked, wait_until_quiet
 from sekali.bench.options import Notify, Options, Report, Table, part_of
 from sekali.bench.targets import Target
 
 SEED = 1
 SEED_KILLED = 1000  # the loads that end with a kill: nobody knows how far they came
 KILL_AFTER_S = 5.0
-QUIET_BUSY = 0.05  # of a core
-QUIET_WAIT_S = 120.0
 _RECENT, _EVENLY, _EMPTY = "large, recent", "large, evenly", "empty"
 NAMES = {
     _EMPTY: "empty store, duplicates of the last 10,000",
@@ -86,23 +83,15 @@ def _windows(large: _Filled, options: Options, notify: Notify) -> tuple[dict[str
 
 
 def _job(options: Options, *, start: int, dup_window: int | None) -> Job:
-    return Job(port=0, seed=SEED, id_kind=IdKind.UUID4, start=start, dup_window=dup_window, seconds=options.seconds)
-
-
-def wait_until_quiet(server: Server) -> None:
-    """Wait until a server has nothing left to do.
-
-    Raises:
-        BenchFailed: it never is.
-
-    """
-    end_s = time.perf_counter() + QUIET_WAIT_S
-    while time.perf_counter() < end_s:
-        begun_s, before_s = time.perf_counter(), proc.cpu_s(server.pid)
-        time.sleep(0.5)
-        if proc.cpu_s(server.pid) - before_s < QUIET_BUSY * (time.perf_counter() - begun_s):
-            return
-    raise BenchFailed(f"the server is still busy {QUIET_WAIT_S:g} s after its load")
+    return Job(
+        port=0,
+        seed=SEED,
+        id_kind=IdKind.UUID4,
+        start=start,
+        dup_window=dup_window,
+        seconds=options.seconds,
+        warmup_s=options.warmup_s,
+    )
 
 
 def _restarts(server: Server, options: Options, notify: Notify) -> dict[str, list[float]]:

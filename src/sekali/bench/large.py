@@ -70,6 +70,25 @@ def kept_folder(options: Options) -> Iterator[Path]:
     yield folder
 
 
+@contextmanager
+def large_store(options: Options, notify: Notify) -> Iterator[tuple[Server, Kept]]:
+    """Give a server that is ready on a large store: the one in ``options.store``, or a new one."""
+    if options.store is not None:
+        folder = options.store / "store"
+        kept = read_kept(folder)
+        with Server(folder, options.settings) as server:
+            notify("starting on the store that was kept", 0.0)
+            server.start()
+            yield server, kept
+        return
+    kept = Kept(seed=1, id_kind=IdKind.UUID4, events=options.events)
+    with kept_folder(options) as folder, Server(folder, options.settings) as server:
+        server.start()
+        preload(server, kept, notify)
+        kept.write(folder)
+        yield server, kept
+
+
 def require_disk(folder: Path, wanted_bytes: int) -> None:
     """Make sure of room on the disk.
 

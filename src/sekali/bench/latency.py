@@ -7,14 +7,12 @@ from typing import Any
 import msgspec
 
 from sekali.bench.children import BenchFailed, Server, canned_server, run_load
-from sekali.bench.growth import wait_until_quiet
 from sekali.bench.job import Job
-from sekali.bench.loaded import figures_of, load_checked
+from sekali.bench.loaded import figures_of, kept_up, load_checked, wait_until_quiet
 from sekali.bench.options import Notify, Options, Report, Table, part_of
 from sekali.bench.targets import Target
 
 FLOOR_SECONDS = 1.5
-KEPT_UP = 0.98  # of the rate offered: below that the server did not keep up
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 
@@ -41,6 +39,7 @@ class Scenario:
             connections=self.connections,
             rate=self.rate,
             seconds=options.seconds,
+            warmup_s=options.warmup_s,
             seed=seed,
         )
 
@@ -72,7 +71,9 @@ def run(options: Options, notify: Notify) -> Report:
                 step = number * len(scenarios) + place
                 runs[scenario.name].append(_one(server, scenario, options, 1 + step, part_of(notify, step, steps)))
             server.stop()
-    summary = {name: _summary(some) | {"generator_p99_ms": floors[name]} for name, some in runs.items()}
+    summary = {
+        one.name: _summary(runs[one.name], one.rate) | {"generator_p99_ms": floors[one.name]} for one in scenarios
+    }
     figures = {"summary": summary, "runs": runs}
     return Report(figures, [_table(scenarios, summary)], _targets(scenarios, summary))
 
@@ -93,7 +94,7 @@ def _one(server: Server, scenario: Scenario, options: Options, seed: int, notify
         return {"failure": str(failure)}
 
 
-def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(runs: list[dict[str, Any]], offered: float) -> dict[str, Any]:
     """Return medians over the runs, and the curve of the run in the middle."""
     good = sorted((one for one in runs if "failure" not in one), key=lambda one: one["latency_ms"]["p99"])
     failures = [one["failure"] for one in runs if "failure" in one]
@@ -106,6 +107,7 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "events_per_s": statistics.median(one["events_per_s"] for one in good),
         "curve": good[len(good) // 2]["latency_ms"]["curve"],
         "refused": sum(one["refused"] for one in good),
+        "kept_up": all(kept_up(one, offered) for one in good),
     }
 
 
@@ -121,7 +123,7 @@ def _table(scenarios: list[Scenario], summary: dict[str, dict[str, Any]]) -> Tab
             continue
         cells = [f"{one[f'{key}_ms']:.2f}" for key in PERCENTILES]
         rows.append((scenario.name, f"{one['events_per_s']:,.0f}", *cells, floor))
-        if one["events_per_s"] < KEPT_UP * scenario.rate:
+        if not one["kept_up"]:
             notes.append(f"{scenario.name}: the server did not keep up, so requests waited longer and longer")
         if one["refused"]:
             notes.append(f"{scenario.name}: {one['refused']} answers were 503 and the requests sent again")

@@ -1,16 +1,20 @@
 """A server under load: one run on one store, checked against what must have become of the events."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from sekali.bench import proc
 from sekali.bench.children import BenchFailed, Server, canned_server, run_load
 from sekali.bench.job import Job, LoadResult, Sample
 from sekali.bench.options import Notify
 
 HEADROOM_SECONDS = 1.5
+QUIET_BUSY = 0.05  # of a core
+QUIET_WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,22 @@ def load_checked(
     return result, {name: after[name] - before.get(name, 0.0) for name in after}
 
 
+def wait_until_quiet(server: Server) -> None:
+    """Wait until a server has nothing left to do.
+
+    Raises:
+        BenchFailed: it never is.
+
+    """
+    end_s = time.perf_counter() + QUIET_WAIT_S
+    while time.perf_counter() < end_s:
+        begun_s, before_s = time.perf_counter(), proc.cpu_s(server.pid)
+        time.sleep(0.5)
+        if proc.cpu_s(server.pid) - before_s < QUIET_BUSY * (time.perf_counter() - begun_s):
+            return
+    raise BenchFailed(f"the server is still busy {QUIET_WAIT_S:g} s after its load")
+
+
 def require_right(result: LoadResult, stored_before: int, stats: dict[str, Any]) -> None:
     """Compare what was answered with what was sent, and with what the server says that it holds.
 
@@ -91,6 +111,7 @@ def figures_of(result: LoadResult, metrics: dict[str, float]) -> dict[str, Any]:
     commits = metrics["sekali_commit_seconds_count"]
     return {
         "events_per_s": result.rate,
+        "requests": result.requests,
         "events": result.events,
         "unique": result.unique,
         "refused": result.refused,
@@ -103,6 +124,15 @@ def figures_of(result: LoadResult, metrics: dict[str, float]) -> dict[str, Any]:
         "latency_ms": msgspec.to_builtins(result.latency_ms),
         "samples": [(sample.at_s, sample.events, sample.unique) for sample in result.samples],
     }
+
+
+def kept_up(figures: dict[str, Any], offered: float) -> bool:
+    """Return whether a server answered as much as an open loop of ``offered`` events a second gave it.
+
+    How many requests fall into a window is itself by chance: four standard deviations are allowed for.
+    """
+    requests = max(figures["requests"], 1)
+    return bool(figures["events_per_s"] >= offered * (0.99 - 4 / requests**0.5))
 
 
 def per_event_us(seconds: float, result: LoadResult) -> float:

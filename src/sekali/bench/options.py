@@ -21,7 +21,7 @@ def part_of(notify: Notify, step: int, steps: int) -> Notify:
 class Options:
     """How to measure. ``events`` is the size of a large store, ``settings`` are the server's that are not default.
     ``only`` is a part of the names of the loads to run, for tuning; the others and the ceiling are left out then.
-    ``keys`` is the size of the index by itself.
+    ``keys`` is the size of the index by itself. ``warmup_s`` come before each run and do not count.
 
     Stores are put below ``db_dir``, in a folder that is removed afterwards; only a large one is put into ``keep`` and
     stays there. ``store`` is the folder of one that was kept.
@@ -35,6 +35,7 @@ class Options:
     commit_rows: int | None = None
     only: str = ""
     keys: int = 100_000_000
+    warmup_s: float = 1.0
     keep: Path | None = None
     store: Path | None = None
 

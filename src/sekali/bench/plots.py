@@ -102,6 +102,40 @@ def latency(figures: dict[str, Any]) -> Figure:
     return figure
 
 
+def reads(figures: dict[str, Any]) -> Figure:
+    """The 99th percentile of each kind of page, at rest and while writing."""
+    kinds = list(figures["reads"])
+    figure = Figure(figsize=(8, 0.8 + 0.6 * len(kinds)))
+    axes = figure.subplots()
+    for place, when in enumerate(("at rest", "while writing")):
+        values = [figures["reads"][kind][when]["p99_ms"] for kind in kinds]
+        at = [number + 0.4 * place for number in range(len(kinds))]
+        drawn = axes.barh(at, values, height=0.38, color=COLOURS[place], label=when)
+        axes.bar_label(drawn, fmt="{:.1f}", padding=4)
+    axes.set_yticks([number + 0.2 for number in range(len(kinds))], kinds)
+    axes.invert_yaxis()
+    axes.set_title(f"p99 of reading from {figures['stored'] / 1e6:,.3g} million events", fontsize="medium")
+    axes.set_xlabel("ms")
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def stall(figures: dict[str, Any]) -> Figure:
+    """The longest answer and the longest bare fsync of each second."""
+    figure = Figure(figsize=(8, 4))
+    axes = figure.subplots()
+    latency, bare = figures["steady"]["latency_ms"], figures["fsync_ms"]
+    axes.plot(latency["max_by_second"], color=COLOURS[0], linewidth=0.8, label="longest answer")
+    axes.plot(bare["max_by_second"], color=COLOURS[1], linewidth=0.8, label="longest bare fsync")
+    axes.axhline(latency["p50"], color=COLOURS[5], linestyle="--", linewidth=0.8, label="median answer")
+    _from_zero(axes, f"{figures['offered_events_per_s']:,.0f} events/s, the longest of each second", "ms")
+    axes.set_xlabel("s")
+    axes.legend(frameon=False)
+    return figure
+
+
 def _from_zero(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, fontsize="medium")
     axes.set_ylabel(unit)
@@ -111,4 +145,12 @@ def _from_zero(axes: Axes, title: str, unit: str) -> None:
     axes.grid(axis="y", alpha=0.3)
 
 
-PLOTS = {"ceiling": ceiling, "ingest": ingest, "growth": growth, "index": index, "latency": latency}
+PLOTS = {
+    "ceiling": ceiling,
+    "ingest": ingest,
+    "growth": growth,
+    "index": index,
+    "latency": latency,
+    "reads": reads,
+    "stall": stall,
+}

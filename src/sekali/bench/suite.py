@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sekali.bench import ceiling, growth, index, ingest, latency, machine, targets
+from sekali.bench import ceiling, growth, index, ingest, latency, machine, reads, stall, targets
 from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report
 
@@ -17,7 +17,11 @@ BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
     "growth": growth.run,
     "index": index.run,
     "latency": latency.run,
+    "reads": reads.run,
+    "stall": stall.run,
 }
+SECONDS = 10.0
+SECONDS_OF = {"stall": 600.0}  # where a run is long by nature
 
 
 def require_extra() -> None:
@@ -29,6 +33,11 @@ def require_extra() -> None:
     """
     if find_spec("matplotlib") is None:
         raise BenchFailed("the plots need matplotlib: pip install 'sekali[bench]'")
+
+
+def seconds_of(name: str, given: float | None) -> float:
+    """Return how long one run of a benchmark takes."""
+    return SECONDS_OF.get(name, SECONDS) if given is None else given
 
 
 def run(name: str, options: Options, out: Path, notify: Notify) -> tuple[dict[str, Any], Report]:

@@ -24,12 +24,16 @@ class What(StrEnum):
     GROWTH = "growth"
     INDEX = "index"
     LATENCY = "latency"
+    READS = "reads"
+    STALL = "stall"
 
 
 def bench(
     what: Annotated[What, typer.Argument(help="What to measure.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for <name>.json and <name>.svg.")] = Path("bench/results"),
-    seconds: Annotated[float, typer.Option("--seconds", min=0.5, max=3600, help="Length of one run.")] = 10.0,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0.5, max=3600, help="Length of one run; else 10, and 600 of stall.")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=100, help="Runs of each load; medians count.")] = 3,
     events: Annotated[
         int, typer.Option("--events", min=1000, max=1_000_000_000, help="Events in a large store.")
@@ -38,7 +42,11 @@ def bench(
         int, typer.Option("--keys", min=10_000, max=1_000_000_000, help="Keys in the index by itself.")
     ] = 100_000_000,
     keep: Annotated[
-        Path | None, typer.Option("--keep", file_okay=False, help="growth: keep the large store in this folder.")
+        Path | None, typer.Option("--keep", file_okay=False, help="growth, reads: keep the large store in this folder.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", exists=True, file_okay=False, help="reads: a store kept with --keep; it grows."),
     ] = None,
     db_dir: Annotated[
         Path | None,
@@ -62,7 +70,7 @@ def bench(
     from sekali.bench import suite, targets  # noqa: PLC0415 - the other commands start faster without numpy
 
     options = Options(
-        seconds=seconds,
+        seconds=suite.seconds_of(what, seconds),
         rounds=rounds,
         events=events,
         keys=keys,
@@ -71,6 +79,7 @@ def bench(
         commit_rows=commit_rows,
         only=only,
         keep=keep,
+        store=store,
     )
     try:
         with _progress() as bar:
