@@ -23,7 +23,7 @@ def batch(
 
 def commit(store: EventStore, *batches: Batch) -> list[list[Verdict]]:
     """Prepare and commit batches as the consumer does."""
-    return store.commit([store.prepare(batch) for batch in batches])
+    return store.commit([store.prepare([batch]) for batch in batches])
 
 
 def publish(

@@ -55,7 +55,7 @@ class _Group:
 
     tickets: list[_Ticket]
     ready: threading.Event = field(default_factory=threading.Event)
-    prepared: list[Any] = field(default_factory=list)
+    prepared: Any = None
     failure: Exception | None = None
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ class Consumer:
             if group is None:
                 return
             try:
-                group.prepared = [self._store.prepare(ticket.batch) for ticket in group.tickets]
+                group.prepared = self._store.prepare([ticket.batch for ticket in group.tickets])
             except Exception as error:  # a defect of ours: that group gets an answer and the others go on
                 log.exception("prepare failed")
                 group.failure = error
@@ -280,7 +280,7 @@ class Consumer:
         for group in groups:
             if group.failure is None:
                 tickets += group.tickets
-                prepared += group.prepared
+                prepared.append(group.prepared)
             else:
                 self._fail(group.tickets, Unavailable(f"an internal error: {group.failure!r}"))
         self._try_commit(tickets, lambda: prepared)
@@ -341,7 +341,7 @@ class Consumer:
             self._in_trouble(str(error))
             self._retry = retry
             return
-        self._try_commit(retry, lambda: [self._store.prepare(ticket.batch) for ticket in retry])
+        self._try_commit(retry, lambda: [self._store.prepare([ticket.batch for ticket in retry])])
         if self._trouble is None:
             log.info("commits work again")
 

@@ -164,11 +164,11 @@ class EventStore(Protocol):
 
         """
 
-    def prepare(self, batch: Batch) -> Any:
-        """Do what can be done for a batch before its turn to be committed comes. Changes nothing that is stored."""
+    def prepare(self, batches: Sequence[Batch]) -> Any:
+        """Do what can be done for batches before their turn to be committed comes. Changes nothing that is stored."""
 
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
-        """Store what is new of the batches in order and return a verdict for every event, once all of it is durable.
+        """Store what is new of the batches prepared, in order; return each batch's verdicts once all of it is durable.
 
         Events, conflict variants, duplicate counts and counters are one transaction. ``processed_at`` never falls.
         With no batches it is still a real commit, and shows whether the store can.

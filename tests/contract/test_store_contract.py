@@ -159,7 +159,7 @@ class TestConcurrency:
         batches = [batch(("a", str(number)), ("a", "same")) for number in range(50)]
         prepared: dict[int, object] = {}
         threads = [
-            threading.Thread(target=lambda number=number: prepared.setdefault(number, store.prepare(batches[number])))
+            threading.Thread(target=lambda number=number: prepared.setdefault(number, store.prepare([batches[number]])))
             for number in range(50)
         ]
         for thread in threads:

@@ -80,7 +80,7 @@ class RecordingStore(WrappedStore):
         self.commits: list[int] = []
 
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
-        self.commits.append(sum(map(len, prepared)))
+        self.commits.append(sum(len(batch) for batches in prepared for batch in batches))
         return super().commit(prepared)
 
 
@@ -237,10 +237,10 @@ def test_a_defect_answers_its_own_request_and_the_next_one_goes_on(method: str) 
                 self.armed = False
                 raise ZeroDivisionError("injected")
 
-        def prepare(self, batch: Batch) -> Any:
+        def prepare(self, batches: Sequence[Batch]) -> Any:
             if method == "prepare":
                 self.fail()
-            return super().prepare(batch)
+            return super().prepare(batches)
 
         def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
             if method == "commit":

@@ -86,6 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
     publish: ClassVar[Publish]
 
     _deadline: asyncio.TimerHandle | None = None
+    _messages = 0
     _in_header = True
     _header_bytes = 0
     _unparsed_bytes = 0  # of a header that has not ended, which the parser collects and does not show
@@ -103,19 +104,21 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.request.abandon()
 
     def data_received(self, data: bytes) -> None:
+        before = self._messages
         super().data_received(data)
         # What is still incomplete gets a clock; most requests come whole and need none.
         if self._in_header:
-            self._unparsed_bytes += len(data)
-            if self._unparsed_bytes > HEADER_BYTES_MAX:
-                self._refuse_size()
-            else:
-                self._start_deadline()
+            self._start_deadline()
+            if self._messages in (before, 1):  # all of the data belongs to this header
+                self._unparsed_bytes += len(data)
+                if self._unparsed_bytes > HEADER_BYTES_MAX:
+                    self._refuse_size()
         elif isinstance(self.cycle, PublishCycle):
             self.cycle.wait_for_more()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._messages += 1
         self._in_header = True
         self._header_bytes = self._unparsed_bytes = 0
 
@@ -162,6 +165,26 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.request.end()
         else:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.flow.write_paused:
+            self.pause_writing()
+
+    def pause_writing(self) -> None:
+        """Ask a client that does not take its answers for no more, and wait for it."""
+        super().pause_writing()
+        self.flow.pause_reading()
+        self._unset_keepalive_if_required()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.cycle is not None and self.cycle.response_complete and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _count(self, size: int) -> None:
         self._header_bytes += size

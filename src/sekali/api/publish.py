@@ -17,7 +17,7 @@ from sekali.api.verdicts import refusal, verdict_answer
 from sekali.consumer import Consumer
 from sekali.decode import Decoded, Limits, NeedsCare, decode_json, decode_ndjson
 from sekali.errors import SekaliError
-from sekali.event import Verdict
+from sekali.event import Batch, Verdict
 from sekali.metrics import Metrics
 from sekali.settings import ServerSettings
 
@@ -63,7 +63,7 @@ class PublishRequest:
         self._reading = True
         self._timer: asyncio.TimerHandle | None = None
         self._negotiated: Negotiated
-        self._decoded: Decoded
+        self._decoded = _NOTHING
         self._accepted_at_s = 0.0
 
     @property
@@ -182,7 +182,11 @@ class PublishRequest:
 
     def _answer(self, answer: Answer) -> None:
         self._publish.metrics.count_response(answer.status)
-        self._respond(answer)
+        # Let go of the events and of the connection, which holds this request: nothing should wait for the collector
+        # of reference cycles.
+        respond, self._respond = self._respond, _answered
+        self._decoded = _NOTHING
+        respond(answer)
 
     def _stop_reading(self) -> None:
         self._reading = False
@@ -205,3 +209,10 @@ class PublishRequest:
             Kind.TOO_LARGE,
             f"the body is over {self._publish.body_bytes_max} bytes (BODY_BYTES_MAX); send fewer events in one request",
         )
+
+
+_NOTHING = Decoded(Batch(), {}, single=False)
+
+
+def _answered(_: Answer) -> None:
+    raise AssertionError("a request was answered twice")

@@ -68,14 +68,14 @@ class MemoryStore:
     def recover(self, progress: Progress = no_progress) -> None:
         """Nothing to do: what is in memory is all there is."""
 
-    def prepare(self, batch: Batch) -> Batch:
-        return batch
+    def prepare(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        return batches
 
-    def commit(self, prepared: Sequence[Batch]) -> list[list[Verdict]]:
+    def commit(self, prepared: Sequence[Sequence[Batch]]) -> list[list[Verdict]]:
         with self._lock:
             newest = self._state.log[-1].processed_at_ns if self._state.log else 0
             self._state.processed_at_ns = max(newest, self._clock_ns())
-            verdicts = [self._commit_batch(batch) for batch in prepared]
+            verdicts = [self._commit_batch(batch) for batches in prepared for batch in batches]
             self._drop_oldest_variants()
             return verdicts
 

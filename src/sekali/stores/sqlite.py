@@ -26,9 +26,10 @@ from sekali.stores.sqlite_write import write
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A batch and the hashes of its identities."""
+    """Batches, their events together, and the hashes of all identities."""
 
-    batch: Batch
+    batches: Sequence[Batch]
+    events: Batch
     hashes: Hashes
 
 
@@ -96,12 +97,16 @@ class SqliteStore:
             raise StoreBroken(f"cannot make the dedup index in {index_folder(self._db_path)}: {error}") from error
         self._index_is_whole = True
 
-    def prepare(self, batch: Batch) -> Prepared:
-        return Prepared(batch, self._index.hashes(batch.topics, batch.event_ids))
+    def prepare(self, batches: Sequence[Batch]) -> Prepared:
+        events = _together(batches)
+        return Prepared(batches, events, self._index.hashes(events.topics, events.event_ids))
 
     def commit(self, prepared: Sequence[Prepared]) -> list[list[Verdict]]:
+        batches = [batch for one in prepared for batch in one.batches]
         judge = Judge(
-            [one.batch for one in prepared], np.concatenate([np.empty(0, np.uint64), *(one.hashes for one in prepared)])
+            batches,
+            _together([one.events for one in prepared]),
+            np.concatenate([_NO_HASHES, *(one.hashes for one in prepared)]),
         )
         try:
             self._index.make_room()
@@ -131,7 +136,7 @@ class SqliteStore:
             self._processed_at_ns = processed_at_ns
         self._conflict_bytes = conflict_bytes
         self._topic_ids.update(judge.new_topics)
-        return _split(judge.verdicts(), [len(one.batch) for one in prepared])
+        return _split(judge.verdicts(), list(map(len, batches)))
 
     def read(self, query: Query) -> Page:
         return self._readers.read(query, self._candidates(query))
@@ -196,6 +201,23 @@ class _Source:
 
     def processed_at_ns(self, seq: int) -> int:
         return int(self._connection.execute("SELECT processed_at_ns FROM events WHERE seq = ?", (seq,)).get)
+
+
+_NO_HASHES: Hashes = np.empty(0, np.uint64)
+
+
+def _together(batches: Sequence[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    joined = Batch()
+    for batch in batches:
+        joined.topics += batch.topics
+        joined.event_ids += batch.event_ids
+        joined.timestamps_ns += batch.timestamps_ns
+        joined.sources += batch.sources
+        joined.source_seqs += batch.source_seqs
+        joined.payloads += batch.payloads
+    return joined
 
 
 def _split(verdicts: list[Verdict], lengths: Sequence[int]) -> list[list[Verdict]]:

@@ -65,6 +65,8 @@ class Checkpointer:
         while True:
             try:
                 pages, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            except apsw.BusyError:  # the writer copies the rest just now
+                return
             except apsw.Error as error:
                 log.error("checkpoint failed", reason=str(error))
                 self._closing.wait(RETRY_S)

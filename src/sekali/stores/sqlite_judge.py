@@ -24,15 +24,15 @@ class Variant(NamedTuple):
 
 
 class Judge:
-    """Judges the batches of one commit together. ``hashes`` are of their identities, in order.
+    """Judges the batches of one commit, ``events`` together. ``hashes`` are of their identities, in order.
 
     First ``assign_topics``, then ``decide``; then the results are there.
     """
 
-    def __init__(self, batches: Sequence[Batch], hashes: Hashes) -> None:
+    def __init__(self, batches: Sequence[Batch], events: Batch, hashes: Hashes) -> None:
         self._batches = batches
         self.hashes = hashes
-        self._events = batches[0] if len(batches) == 1 else _together(batches)
+        self._events = events
         self._topic_ids: list[int] = []
         self.new_topics: dict[str, int] = {}
         self.is_new: npt.NDArray[np.bool_] = np.ones(len(hashes), np.bool_)
@@ -142,15 +142,3 @@ class Judge:
         for position, error in self._errors.items():
             verdicts[position] = Verdict(Outcome.INVALID, error=error)
         return verdicts
-
-
-def _together(batches: Sequence[Batch]) -> Batch:
-    joined = Batch()
-    for batch in batches:
-        joined.topics += batch.topics
-        joined.event_ids += batch.event_ids
-        joined.timestamps_ns += batch.timestamps_ns
-        joined.sources += batch.sources
-        joined.source_seqs += batch.source_seqs
-        joined.payloads += batch.payloads
-    return joined

@@ -18,8 +18,8 @@ class WrappedStore:
     def recover(self, progress: Progress = no_progress) -> None:
         self._store.recover(progress)
 
-    def prepare(self, batch: Batch) -> Any:
-        return self._store.prepare(batch)
+    def prepare(self, batches: Sequence[Batch]) -> Any:
+        return self._store.prepare(batches)
 
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
         return self._store.commit(prepared)
