@@ -75,6 +75,12 @@ def test_stalls_are_measured_beside_the_bare_fsync(tmp_path: Path, monkeypatch: 
     assert figures["steady"]["latency_ms"]["max"] > 0
 
 
+def test_sekali_beside_the_service_written_for_comparison(tmp_path: Path) -> None:
+    figures = run("peers", tmp_path / "out", only="fastapi")["figures"]
+    assert len(figures["rates"]) == 3 and all(rate > 0 for rate in figures["rates"].values())
+    assert not figures["missing"]
+
+
 def test_a_store_that_no_benchmark_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchFailed, match="sekali bench growth --keep"):
         read_kept(tmp_path / "store")

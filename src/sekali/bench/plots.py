@@ -136,6 +136,12 @@ def stall(figures: dict[str, Any]) -> Figure:
     return figure
 
 
+def peers(figures: dict[str, Any]) -> Figure:
+    """Events a second of each system."""
+    rates = figures["rates"]
+    return bars(list(rates), list(rates.values()), title="the same events, 20 % duplicates", unit="events/s")
+
+
 def _from_zero(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, fontsize="medium")
     axes.set_ylabel(unit)
@@ -153,4 +159,5 @@ PLOTS = {
     "latency": latency,
     "reads": reads,
     "stall": stall,
+    "peers": peers,
 }

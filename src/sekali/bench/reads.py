@@ -74,12 +74,14 @@ class _Measurement:
             yield load
 
     def read(self, ended: Callable[[], bool]) -> dict[str, NDArray[np.float64]]:
-        """Read by every road in turn until it has ``ended``; return milliseconds by kind."""
+        """Read by every road in turn, once at least, until it has ``ended``; return milliseconds by kind."""
         taken_ms: dict[str, list[float]] = {}
         with Reader(self._server.port) as reader:
-            while not ended():
+            while True:
                 for kind, path in next(self._paths):
                     taken_ms.setdefault(kind, []).append(reader.timed_ms(kind, path))
+                if ended():
+                    break
         return {kind: np.array(some) for kind, some in taken_ms.items()}
 
     def export(self, ended: Callable[[], bool]) -> dict[str, float]:

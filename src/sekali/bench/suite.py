@@ -10,6 +10,7 @@ from typing import Any
 from sekali.bench import ceiling, growth, index, ingest, latency, machine, reads, stall, targets
 from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report
+from sekali.bench.peers import side_by_side
 
 BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
     "ceiling": ceiling.run,
@@ -19,6 +20,7 @@ BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
     "latency": latency.run,
     "reads": reads.run,
     "stall": stall.run,
+    "peers": side_by_side.run,
 }
 SECONDS = 10.0
 SECONDS_OF = {"stall": 600.0}  # where a run is long by nature

