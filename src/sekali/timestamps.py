@@ -143,3 +143,58 @@ def format_timestamp(timestamp_ns: int) -> str:
     while digits.endswith("000"):
         digits = digits[:-3]
     return f"{_format_second(seconds)}.{digits}Z"
+
+
+_MANY_WRITTEN = 100  # from so many on numpy pays (measured)
+_MINUTES = np.array([b"T%02d:%02d:" % divmod(minute, 60) for minute in range(24 * 60)])
+_TWO_DIGITS = np.array([b"%02d" % number for number in range(100)])
+_THREE_DIGITS = np.array([b"%03d" % number for number in range(1000)])
+_LINE = np.dtype(
+    [
+        ("date", "S10"),
+        ("minute", "S7"),
+        ("second", "S2"),
+        ("point", "S1"),
+        ("milli", "S3"),
+        ("micro", "S3"),
+        ("nano", "S3"),
+        ("end", "S2"),
+    ]
+)
+
+
+def format_timestamps(timestamps_ns: Sequence[int]) -> list[str]:
+    """Write many, each as ``format_timestamp`` does; several times faster."""
+    distinct = set(timestamps_ns)
+    if len(distinct) * 8 <= len(timestamps_ns):  # when events were committed: many at a time
+        texts = {timestamp_ns: format_timestamp(timestamp_ns) for timestamp_ns in distinct}
+        return [texts[timestamp_ns] for timestamp_ns in timestamps_ns]
+    if len(timestamps_ns) < _MANY_WRITTEN:
+        return [format_timestamp(timestamp_ns) for timestamp_ns in timestamps_ns]
+    return _format_as_columns(timestamps_ns)
+
+
+def _format_as_columns(timestamps_ns: Sequence[int]) -> list[str]:
+    seconds, fraction = np.divmod(np.array(timestamps_ns), NS_PER_SECOND)
+    minutes, second = np.divmod(seconds, 60)
+    days, minute = np.divmod(minutes, 24 * 60)
+    micros, nano = np.divmod(fraction, 1000)
+    milli, micro = np.divmod(micros, 1000)
+    dates, date = np.unique(days, return_inverse=True)
+    lines = np.empty(len(timestamps_ns), _LINE)
+    lines["date"] = np.datetime_as_string(dates.view("datetime64[D]")).astype("S10").take(date)
+    lines["minute"] = _MINUTES.take(minute)
+    lines["second"] = _TWO_DIGITS.take(second)
+    lines["point"] = b"."
+    for name, digits in (("milli", milli), ("micro", micro), ("nano", nano)):
+        lines[name] = _THREE_DIGITS.take(digits)
+    # All with as many digits as most have; the few others are written anew.
+    groups = np.where(nano > 0, 3, np.where(micro > 0, 2, np.where(milli > 0, 1, 0)))
+    usual = np.bincount(groups).argmax()
+    width = _SECOND_WIDTH + (1 + 3 * int(usual) if usual else 0)
+    characters = lines.view(np.uint8).reshape(len(lines), _LINE.itemsize)[:, : width + 2]
+    characters[:, width:] = list(b"Z\n")
+    texts = characters.tobytes().decode().split("\n")[:-1]
+    for place in np.flatnonzero(groups != usual).tolist():
+        texts[place] = format_timestamp(timestamps_ns[place])
+    return texts

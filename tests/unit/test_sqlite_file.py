@@ -1,5 +1,6 @@
 """What can be wrong with the file: opening, auditing, reading damaged rows, backing up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -142,6 +143,26 @@ def test_a_page_looks_at_a_bounded_number_of_rows(tmp_path: Path, monkeypatch: p
         assert store.read(query).events == [] and store.read(query).next is not None
         assert [event.event_id for event in read_all(store, query)] == ["57"]
         assert len(read_all(store, Query(source="often", order=order, limit=7))) == 94
+    store.close()
+
+
+def test_behind_a_damaged_row_the_next_rows_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_read, "SCAN_ROWS_MAX", 10)
+    store = open_store(tmp_path / "store.db")
+    publish(store, *[("a", str(number), b"1", "host") for number in range(1, 36)])
+    store.close()
+    tamper(
+        tmp_path / "store.db", "UPDATE events SET source = CAST(x'ff' AS TEXT) WHERE seq IN (3, 17)"
+    )
+    store = open_store(tmp_path / "store.db")
+    for order in Order:
+        query: Query | None = Query(until_ns=2**62, order=order)
+        found: list[int] = []
+        while query is not None:
+            page = store.read(query)
+            found += [event.seq for event in page.events]
+            query = None if page.next is None else replace(query, position=page.next)
+        assert sorted(found) == [*range(1, 36)]
     store.close()
 
 

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from sekali.timestamps import format_timestamp, parse_timestamp, parse_timestamps
+from sekali.timestamps import format_timestamp, format_timestamps, parse_timestamp, parse_timestamps
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -157,3 +157,22 @@ def test_lines_that_only_look_alike_when_joined_are_not() -> None:
     shorter, longer = "2026-01-01T00:00:00", "Z\n2026-01-01T00:00:00Z"
     with pytest.raises(ValueError, match="RFC 3339"):
         parse_timestamps(["2026-01-01T00:00:00Z", shorter, longer, *["2026-01-01T00:00:00Z"] * 40])
+
+
+written_ns = st.builds(
+    lambda number, unit: number // unit * unit,
+    st.integers(-9_214_560_000_000_000_000, 9_214_646_399_999_999_999) | st.integers(-(10**13), 10**13),
+    st.sampled_from([1, 10**3, 10**6, 10**9, 60 * 10**9, 86_400 * 10**9]),
+)
+
+
+@given(st.lists(written_ns, max_size=6), st.sampled_from([0, 1, 7, 99, 150]), written_ns, st.integers(0, 10**9))
+def test_many_are_written_as_each_is(some: list[int], others: int, start: int, step: int) -> None:
+    moments_ns = some + [start // 2 + place * step for place in range(others)]
+    assert format_timestamps(moments_ns) == [format_timestamp(ns) for ns in moments_ns]
+
+
+def test_both_ends_of_the_range_and_each_length_are_written_in_one_page() -> None:
+    first, last = parse_timestamp("1678-01-01T00:00:00Z"), parse_timestamp("2261-12-31T23:59:59.999999999Z")
+    moments_ns = [first, last, -1, 0, 1, 10**3, 10**6, 10**9, *range(5 * 10**9, 5 * 10**9 + 200 * 10**6, 10**6)]
+    assert format_timestamps(moments_ns) == [format_timestamp(ns) for ns in moments_ns]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -72,8 +73,8 @@ class Reading:
             self.router.add_api_route(path, endpoint, methods=["GET"], **extra)
         self.router.add_api_route("/exists", self.exists, methods=["POST"], **models.EXISTS)
 
-    async def _read(self, read: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+    def _read(self, read: Callable[[], _Result]) -> asyncio.Future[_Result]:
+        return asyncio.get_running_loop().run_in_executor(self._readers, read)
 
     async def events(
         self,
@@ -99,40 +100,53 @@ class Reading:
             order=order,
             limit=limit,
         )
-        summary = await self._read(self._store.summary)
-        wire.require_not_above_head(after, summary)
-        listing = f"events by {order.value}"
-        if cursor is not None:
-            seq, timestamp_ns = wire.open_cursor(cursor, listing, (int, int), summary).position
-            assert isinstance(seq, int) and isinstance(timestamp_ns, int)
-            query = replace(query, position=Position(seq, timestamp_ns))
         if _wants_ndjson(request):
+            query, summary = await self._read(lambda: self._begin(query, cursor))
             stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head))
             return StreamingResponse(stream, media_type=NDJSON)
-        body, next_position = await self._read(lambda: self._page(query))
-        position = None if next_position is None else [next_position.seq, next_position.timestamp_ns]
-        return _page_response(request, body, listing, position, summary)
 
-    def _page(self, query: ports.Query) -> tuple[bytes, Position | None]:
-        page = self._store.read(query)
-        return wire.events_json(page.events), page.next
+        def read() -> tuple[bytes, list[int] | None, Summary]:
+            placed, summary = self._begin(query, cursor)
+            page = self._store.read(placed)
+            position = None if page.next is None else [page.next.seq, page.next.timestamp_ns]
+            return wire.events_json(page.events), position, summary
+
+        return _page_response(request, _listing(query), *await self._read(read))
+
+    def _begin(self, query: ports.Query, cursor: str | None) -> tuple[ports.Query, Summary]:
+        """Put a query behind its cursor, if that is of this log."""
+        summary = self._store.summary()
+        wire.require_not_above_head(query.after, summary)
+        if cursor is not None:
+            seq, timestamp_ns = wire.open_cursor(cursor, _listing(query), (int, int), summary).position
+            assert isinstance(seq, int) and isinstance(timestamp_ns, int)
+            query = replace(query, position=Position(seq, timestamp_ns))
+        return query, summary
 
     async def _stream(self, query: ports.Query) -> AsyncIterator[bytes]:
-        """Give everything that matches, page by page; each page is a short transaction of its own."""
+        """Give everything that matches, page by page; each page is a short transaction of its own.
 
-        def read_page() -> tuple[bytes, Position | None]:
+        The next page is read while one is on its way.
+        """
+
+        def read(query: ports.Query) -> tuple[bytes, Position | None]:
             page = self._store.read(query)
             return wire.events_ndjson(page.events), page.next
 
-        while True:
-            body, position = await self._read(read_page)
-            if self._stopping.is_set():
-                raise StreamCut("the server is stopping")
-            if body:
-                yield body
-            if position is None:
-                return
-            query = replace(query, position=position)
+        pending = self._read(partial(read, query))
+        try:
+            while True:
+                body, position = await pending
+                if self._stopping.is_set():
+                    raise StreamCut("the server is stopping")
+                if position is not None:
+                    pending = self._read(partial(read, replace(query, position=position)))
+                if body:
+                    yield body
+                if position is None:
+                    return
+        finally:
+            pending.cancel()
 
     async def topics(
         self,
@@ -141,11 +155,14 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Topics by name, with what each holds."""
-        summary = await self._read(self._store.summary)
-        after = "" if cursor is None else wire.open_cursor(cursor, "topics", (str,), summary).position[0]
-        topics = await self._read(lambda: self._store.topics(str(after), limit))
-        position = [topics[-1].topic] if len(topics) == limit else None
-        return _page_response(request, wire.topics_json(topics), "topics", position, summary)
+
+        def read() -> tuple[bytes, list[str] | None, Summary]:
+            summary = self._store.summary()
+            after = "" if cursor is None else wire.open_cursor(cursor, "topics", (str,), summary).position[0]
+            topics = self._store.topics(str(after), limit)
+            return wire.topics_json(topics), [topics[-1].topic] if len(topics) == limit else None, summary
+
+        return _page_response(request, "topics", *await self._read(read))
 
     async def conflicts(
         self,
@@ -154,12 +171,15 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Variants that were refused because their identity was taken, oldest first."""
-        summary = await self._read(self._store.summary)
-        after = 0 if cursor is None else wire.open_cursor(cursor, "conflicts", (int,), summary).position[0]
-        conflicts = await self._read(lambda: self._store.conflicts(int(after), limit))
-        full = len(conflicts) == limit or sum(len(conflict.payload) for conflict in conflicts) > PAGE_BYTES_MAX
-        position = [conflicts[-1].number] if full else None
-        return _page_response(request, wire.conflicts_json(conflicts), "conflicts", position, summary)
+
+        def read() -> tuple[bytes, list[int] | None, Summary]:
+            summary = self._store.summary()
+            after = 0 if cursor is None else wire.open_cursor(cursor, "conflicts", (int,), summary).position[0]
+            conflicts = self._store.conflicts(int(after), limit)
+            full = len(conflicts) == limit or sum(len(conflict.payload) for conflict in conflicts) > PAGE_BYTES_MAX
+            return wire.conflicts_json(conflicts), [conflicts[-1].number] if full else None, summary
+
+        return _page_response(request, "conflicts", *await self._read(read))
 
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
@@ -227,7 +247,7 @@ def _json(document: Any) -> Response:
 
 
 def _page_response(
-    request: Request, body: bytes, listing: str, position: list[int] | list[str] | None, summary: Summary
+    request: Request, listing: str, body: bytes, position: list[int] | list[str] | None, summary: Summary
 ) -> Response:
     headers = {}
     if position is not None:
@@ -235,6 +255,10 @@ def _page_response(
         parameters = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
         headers["Link"] = f'<{request.url.path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'
     return Response(body, media_type="application/json", headers=headers)
+
+
+def _listing(query: ports.Query) -> str:
+    return f"events by {query.order.value}"
 
 
 def _wants_ndjson(request: Request) -> bool:

@@ -3,17 +3,19 @@
 import base64
 import binascii
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from sekali.errors import InvalidQuery, PositionGone
 from sekali.ports import Conflict, StoredEvent, Summary, TopicInfo, Unreadable
-from sekali.timestamps import format_timestamp
+from sekali.timestamps import format_timestamp, format_timestamps
 
 _encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 
-class EventOut(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
+class EventOut(msgspec.Struct, omit_defaults=True, gc=False):
     """An event as readers get it. ``duplicates`` is there where it was sent again."""
 
     topic: str
@@ -21,9 +23,10 @@ class EventOut(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     timestamp: str
     source: str
     source_seq: int | None = None
-    payload: msgspec.Raw
-    processed_at: str
-    seq: int
+    # From here on there must be defaults because the field before has one; no event has these values.
+    payload: msgspec.Raw = msgspec.Raw(b"")
+    processed_at: str = ""
+    seq: int = 0
     duplicates: int = 0
     last_duplicate_at: str | None = None
 
@@ -53,40 +56,42 @@ class ConflictOut(msgspec.Struct):
     last_at: str
 
 
-def event_json(event: StoredEvent | Unreadable) -> bytes:
-    """Encode one event on one line."""
-    if isinstance(event, Unreadable):
-        return _encode({"seq": event.seq, "error": event.error})
-    return _encode(
-        EventOut(
-            topic=event.topic,
-            event_id=event.event_id,
-            timestamp=format_timestamp(event.timestamp_ns),
-            source=event.source,
-            source_seq=event.source_seq,
-            payload=msgspec.Raw(event.payload),
-            processed_at=format_timestamp(event.processed_at_ns),
-            seq=event.seq,
-            duplicates=event.duplicates,
-            last_duplicate_at=(
-                None if event.last_duplicate_at_ns is None else format_timestamp(event.last_duplicate_at_ns)
-            ),
-        )
-    )
-
-
 def events_json(events: Sequence[StoredEvent | Unreadable]) -> bytes:
     """Encode a page of events as an array."""
-    return b"[%b]" % b",".join(map(event_json, events))
+    return _encode(_events_out(events))
 
 
 def events_ndjson(events: Sequence[StoredEvent | Unreadable]) -> bytes:
     """Encode events one a line, each line ended."""
-    return b"".join(event_json(event) + b"\n" for event in events)
+    return _encode_lines(_events_out(events))
+
+
+def _events_out(events: Sequence[StoredEvent | Unreadable]) -> list[Any]:
+    """Put events in the form of the answer: column by column, in few calls."""
+    good = [event for event in events if type(event) is StoredEvent]
+    last_ns = [event.last_duplicate_at_ns for event in good]
+    last = {ns: None if ns is None else format_timestamp(ns) for ns in set(last_ns)}
+    out = map(
+        EventOut,
+        [event.topic for event in good],
+        [event.event_id for event in good],
+        format_timestamps([event.timestamp_ns for event in good]),
+        [event.source for event in good],
+        [event.source_seq for event in good],
+        [msgspec.Raw(event.payload) for event in good],
+        format_timestamps([event.processed_at_ns for event in good]),
+        [event.seq for event in good],
+        [event.duplicates for event in good],
+        [last[ns] for ns in last_ns],
+    )
+    if len(good) == len(events):
+        return list(out)
+    return [{"seq": event.seq, "error": event.error} if type(event) is Unreadable else next(out) for event in events]
 
 
 def topics_json(topics: Sequence[TopicInfo]) -> bytes:
     """Encode a page of topics as an array."""
+    last_times = format_timestamps([topic.last_timestamp_ns for topic in topics])
     return _encode(
         [
             TopicOut(
@@ -96,9 +101,9 @@ def topics_json(topics: Sequence[TopicInfo]) -> bytes:
                 topic.conflicts,
                 topic.first_seq,
                 topic.last_seq,
-                format_timestamp(topic.last_timestamp_ns),
+                last_time,
             )
-            for topic in topics
+            for topic, last_time in zip(topics, last_times, strict=True)
         ]
     )
 

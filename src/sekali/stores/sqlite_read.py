@@ -224,13 +224,13 @@ def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
     statement = f"FROM events e {scan.index} {_EVENT_JOINS} {where} ORDER BY {scan.order} LIMIT ?"
     try:
         rows = connection.execute(f"SELECT {_EVENT_COLUMNS} {statement}", (*bindings, query.limit + 1))
-        found, cut = _take(rows, query.limit)
+        found, is_cut = _take(rows, query.limit)
+        events, cut_at = _readable(found), Position(found[-1].seq, found[-1].timestamp_ns) if is_cut else None
     except UnicodeDecodeError:  # a damaged text: find out which row, and give the others
         rows = connection.execute(f"SELECT e.seq, e.timestamp_ns {statement}", (*bindings, query.limit + 1))
-        return _read_damaged_page(connection, rows, query.limit)
-    events = _readable(found)
-    if cut:
-        return Page(events, Position(found[-1].seq, found[-1].timestamp_ns))
+        events, cut_at = _read_damaged(connection, rows, query.limit)
+    if cut_at is not None:
+        return Page(events, cut_at)
     if window_end is not None:
         return Page(events, Position(window_end[-1], window_end[0] if query.order.by_time else 0))
     return Page(events, None)
@@ -281,7 +281,9 @@ def _readable(events: list[StoredEvent]) -> list[StoredEvent | Unreadable]:
     ]
 
 
-def _read_damaged_page(connection: apsw.Connection, rows: Iterator[Any], limit: int) -> Page:
+def _read_damaged(
+    connection: apsw.Connection, rows: Iterator[Any], limit: int
+) -> tuple[list[StoredEvent | Unreadable], Position | None]:
     keys = list(rows)
     events: list[StoredEvent | Unreadable] = []
     for seq, _ in keys[:limit]:
@@ -294,4 +296,4 @@ def _read_damaged_page(connection: apsw.Connection, rows: Iterator[Any], limit: 
             events.extend(_readable([StoredEvent(*row)]))
         except UnicodeDecodeError:
             events.append(Unreadable(seq, "a text is not valid UTF-8: the row is damaged"))
-    return Page(events, Position(*keys[limit - 1]) if len(keys) > limit else None)
+    return events, Position(*keys[limit - 1]) if len(keys) > limit else None
