@@ -151,9 +151,7 @@ def test_behind_a_damaged_row_the_next_rows_are_looked_at(tmp_path: Path, monkey
     store = open_store(tmp_path / "store.db")
     publish(store, *[("a", str(number), b"1", "host") for number in range(1, 36)])
     store.close()
-    tamper(
-        tmp_path / "store.db", "UPDATE events SET source = CAST(x'ff' AS TEXT) WHERE seq IN (3, 17)"
-    )
+    tamper(tmp_path / "store.db", "UPDATE events SET source = CAST(x'ff' AS TEXT) WHERE seq IN (3, 17)")
     store = open_store(tmp_path / "store.db")
     for order in Order:
         query: Query | None = Query(until_ns=2**62, order=order)
