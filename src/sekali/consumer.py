@@ -1,14 +1,14 @@
-"""The way from an accepted batch to its verdicts: bounded queue, workers, group commit, answers.
+"""The way from an accepted batch to its verdicts: bounded queue, preparing, group commit, answers.
 
 ::
 
-    event loop          worker threads              writer thread
-    submit() ───queue──> take what waits, ──groups──> commit groups together ──> answers, back on the loop
-                         prepare it
+    event loop                                        writer thread
+    submit() ─queue─> take what waits, prepare it ──> commit the groups in line together ──> answers, back on the loop
 
-A group is put in line for the writer at the moment a worker takes it from the queue, so the way is first-in first-out
-with any number of workers. Groups form by themselves: while the writer is busy, requests wait, and whatever waits is
-committed together. The consumer knows the store only as a port.
+Groups form by themselves: few are prepared ahead of the writer, so while it is busy requests wait, and whatever waits
+is prepared and committed together. The loop prepares by itself, because beside it another thread would mostly wait for
+the interpreter lock; with ``workers`` a thread does it, and the loop never waits for a disk. Either way there is one
+first-in first-out way. The consumer knows the store only as a port.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, no_progress
 
 PROBE_INTERVAL_S = 1.0
+GROUPS_AHEAD_MAX = 2  # one is being committed, the next is prepared meanwhile
 
 log = structlog.get_logger("sekali.consumer")
 
@@ -51,12 +53,12 @@ class _Ticket:
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Tickets that a worker took together; the writer waits for ``ready``."""
+    """Tickets that are prepared together. ``generation`` counts the recoveries of the store before it."""
 
     tickets: list[_Ticket]
-    ready: threading.Event = field(default_factory=threading.Event)
+    generation: int
     prepared: Any = None
-    failure: Exception | None = None
+    failure: SekaliError | None = None
 
     def __len__(self) -> int:
         return sum(len(ticket.batch) for ticket in self.tickets)
@@ -89,12 +91,12 @@ class Consumer:
         self._queue_events_max = queue_events_max
         self._commit_events_max = commit_events_max
         self._commit_wait_s_max = commit_wait_ms_max / 1000
-        self._queue: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
-        self._taking = threading.Lock()
+        self._accepted: deque[_Ticket] = deque()
+        self._preparing_is_due = False
+        self._groups_ahead = 0  # given to the writer and not finished
         self._groups: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
-        self._groups_ahead = threading.Semaphore(workers + 1)
+        self._generation = 0
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
         self._in_flight: deque[_Ticket] = deque()  # in the order accepted, for the age of the oldest
         self._retry: list[_Ticket] = []  # respond-async tickets whose commit failed; the writer's own
         self._events_waiting = 0
@@ -106,22 +108,23 @@ class Consumer:
         """Start the threads. Call once, on the event loop that will publish."""
         self._loop = asyncio.get_running_loop()
         self.ready = asyncio.Event()  # set once the store can commit for the first time
-        self._threads = [
-            threading.Thread(target=self._work, name=f"sekali-worker-{number}", daemon=True)
-            for number in range(self._worker_count)
-        ]
-        self._threads.append(threading.Thread(target=self._write, name="sekali-writer", daemon=True))
-        for thread in self._threads:
-            thread.start()
+        self._worker = ThreadPoolExecutor(1, "sekali-worker") if self._worker_count else None
+        self._writer = threading.Thread(target=self._write, name="sekali-writer", daemon=True)
+        self._writer.start()
 
     async def stop(self, timeout_s: float) -> bool:
         """Refuse what comes, commit what was accepted, stop the threads; False if that took longer."""
-        self._stopping.set()
-        self._queue.put(None)
-        deadline_s = self._clock_s() + timeout_s
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join, max(deadline_s - self._clock_s(), 0))
-        return not any(thread.is_alive() for thread in self._threads)
+        if not self._stopping.is_set():
+            self._stopping.set()
+            while self._accepted:
+                self._prepare_next()
+            if self._worker is None:
+                self._groups.put(None)
+            else:
+                self._worker.submit(self._groups.put, None)
+                self._worker.shutdown(wait=False)
+        await asyncio.to_thread(self._writer.join, timeout_s)
+        return not self._writer.is_alive()
 
     @property
     def trouble(self) -> str | None:
@@ -149,68 +152,66 @@ class Consumer:
             Unavailable: likewise.
 
         """
-        self._accept(_Ticket(batch, accepted_at_s, on_done, keep))
-
-    def _accept(self, ticket: _Ticket) -> None:
         if self._stopping.is_set():
             raise Unavailable("the server is stopping; send the request again, to the one that follows it")
         if self._trouble is not None:
             raise Unavailable(self._trouble)
-        if self._events_waiting + len(ticket.batch) > self._queue_events_max:
+        if self._events_waiting + len(batch) > self._queue_events_max:
             raise QueueFull(
                 f"the queue is full: {self._events_waiting} events wait, at most {self._queue_events_max} may "
                 "(QUEUE_EVENTS_MAX); send the request again"
             )
-        self._events_waiting += len(ticket.batch)
+        ticket = _Ticket(batch, accepted_at_s, on_done, keep)
+        self._events_waiting += len(batch)
         self._in_flight.append(ticket)
-        self._queue.put(ticket)
+        self._accepted.append(ticket)
+        self._schedule()
 
-    # On the worker threads.
+    def _schedule(self) -> None:
+        """See to it that what waits is prepared: after what else is ready on the loop, which may bring more."""
+        if self._accepted and not self._preparing_is_due and self._groups_ahead < GROUPS_AHEAD_MAX:
+            self._preparing_is_due = True
+            if self._commit_wait_s_max:
+                self._loop.call_later(self._commit_wait_s_max, self._prepare_next)
+            else:
+                self._loop.call_soon(self._prepare_next)
 
-    def _work(self) -> None:
-        while True:
-            self._groups_ahead.acquire()
-            with self._taking:
-                group = self._take()
-                self._groups.put(group)
-            if group is None:
-                return
+    def _prepare_next(self) -> None:
+        self._preparing_is_due = False
+        tickets: list[_Ticket] = []
+        size = 0
+        while self._accepted and (not tickets or size + len(self._accepted[0].batch) <= self._commit_events_max):
+            tickets.append(self._accepted.popleft())
+            size += len(tickets[-1].batch)
+        if not tickets:
+            return
+        group = _Group(tickets, self._generation)
+        self._groups_ahead += 1
+        if self._worker is None:
+            self._prepare(group)
+        else:
+            self._worker.submit(self._prepare, group)
+        self._schedule()
+
+    def _prepare(self, group: _Group) -> None:
+        if self._trouble is None:  # otherwise the writer gives it back
             try:
                 group.prepared = self._store.prepare([ticket.batch for ticket in group.tickets])
+            except SekaliError as error:
+                group.failure = error
             except Exception as error:  # a defect of ours: that group gets an answer and the others go on
                 log.exception("prepare failed")
-                group.failure = error
-            group.ready.set()
-
-    def _take(self) -> _Group | None:
-        """Wait for a ticket, then take all that waits, up to the size of a commit."""
-        first = self._queue.get()
-        if first is None:
-            self._queue.put(None)  # for the other workers
-            return None
-        tickets, size = [first], len(first.batch)
-        deadline_s = self._clock_s() + self._commit_wait_s_max
-        while size < self._commit_events_max:
-            try:
-                wait_s = deadline_s - self._clock_s() if self._commit_wait_s_max else 0
-                ticket = self._queue.get(block=wait_s > 0, timeout=max(wait_s, 0))
-            except queue.Empty:
-                break
-            if ticket is None:
-                self._queue.put(None)
-                break
-            tickets.append(ticket)
-            size += len(ticket.batch)
-        return _Group(tickets)
+                group.failure = Unavailable(f"an internal error: {error!r}")
+        self._groups.put(group)
 
     # On the writer thread.
 
     def _write(self) -> None:
         self._open_store()
         waiting: deque[_Group] = deque()
-        workers_running = self._worker_count
-        while workers_running or waiting:
-            workers_running -= self._line_up(waiting, wait=bool(workers_running))
+        running = True
+        while running or waiting:
+            running = self._line_up(waiting, wait=running) and running
             if self._trouble is not None:
                 self._refuse_all(waiting)
                 self._recover()
@@ -218,7 +219,7 @@ class Consumer:
                 self._commit(self._next_groups(waiting))
         if self._retry:
             log.error("stopped before these could be committed", requests=len(self._retry))
-            self._fail(self._retry, Unavailable())
+            self._fail(self._retry, Unavailable(), 0)
 
     def _open_store(self) -> None:
         """Get the store ready for its first commit, however long that takes."""
@@ -242,65 +243,66 @@ class Consumer:
         self._trouble = f"the dedup index is being made from the log: {done:,} of {total:,} events"
         self._on_recovery(done, total)
 
-    def _line_up(self, waiting: deque[_Group], *, wait: bool) -> int:
-        """Move the groups in line to ``waiting``, and wait for one if there is none; return how many workers ended.
+    def _line_up(self, waiting: deque[_Group], *, wait: bool) -> bool:
+        """Move the groups in line to ``waiting``, and wait for one if there is none; False when no more will come.
 
         In trouble the wait ends when it is time to probe.
         """
-        ended = 0
         while True:
             try:
-                if waiting or ended or not wait:
+                if waiting or not wait:
                     group = self._groups.get_nowait()
                 elif self._trouble is None:
                     group = self._groups.get()
                 else:
                     group = self._groups.get(timeout=max(self._probe_at_s - self._clock_s(), 0))
             except queue.Empty:
-                return ended
+                return True
             if group is None:
-                ended += 1
-            else:
-                waiting.append(group)
+                return False
+            waiting.append(group)
 
     def _next_groups(self, waiting: deque[_Group]) -> list[_Group]:
-        """Take the first group, once it is ready, and those behind it that are ready too and fit into its commit."""
-        waiting[0].ready.wait()
+        """Take the first group, and those behind it that fit into its commit."""
         groups = [waiting.popleft()]
         size = len(groups[0])
-        while waiting and waiting[0].ready.is_set() and size + len(waiting[0]) <= self._commit_events_max:
+        while waiting and groups[-1].failure is None and size + len(waiting[0]) <= self._commit_events_max:
             groups.append(waiting.popleft())
             size += len(groups[-1])
-        self._groups_ahead.release(len(groups))
         return groups
 
     def _commit(self, groups: Sequence[_Group]) -> None:
-        tickets: list[_Ticket] = []
-        prepared: list[Any] = []
-        for group in groups:
-            if group.failure is None:
-                tickets += group.tickets
-                prepared.append(group.prepared)
+        last = groups[-1]
+        if last.failure is not None:  # nothing comes behind a group that failed, see _next_groups
+            groups = groups[:-1]
+        if groups:
+            tickets = [ticket for group in groups for ticket in group.tickets]
+            stale = any(group.generation != self._generation for group in groups)
+            if stale:
+                self._give_back(tickets, Unavailable("the store was recovering; send the request again"), len(groups))
             else:
-                self._fail(group.tickets, Unavailable(f"an internal error: {group.failure!r}"))
-        self._try_commit(tickets, lambda: prepared)
+                self._try_commit(tickets, lambda: [group.prepared for group in groups], len(groups))
+        if last.failure is not None:
+            if isinstance(last.failure, CommitUnknown):
+                self._in_trouble(str(last.failure))
+            self._give_back(last.tickets, last.failure, 1)
 
-    def _try_commit(self, tickets: list[_Ticket], prepare: Callable[[], list[Any]]) -> None:
+    def _try_commit(self, tickets: list[_Ticket], prepare: Callable[[], list[Any]], groups: int) -> None:
         started_at_s = self._clock_s()
         try:
             verdicts = self._store.commit(prepare())
-        except CommitUnknown as error:
+        except SekaliError as error:
             log.error("commit failed", reason=str(error))
             self._in_trouble(str(error))
-            self._give_back(tickets, error)
+            self._give_back(tickets, error, groups)
         except Exception as error:  # a defect of ours: it must not stop the writer, nor be tried again for ever
             log.exception("commit failed")
             self._in_trouble(f"an internal error: {error!r}")
-            self._fail(tickets, CommitUnknown(self._trouble))
+            self._fail(tickets, CommitUnknown(self._trouble), groups)
         else:
             self._trouble = None
             if tickets:
-                self._answer(tickets, verdicts, started_at_s)
+                self._answer(tickets, verdicts, started_at_s, groups)
 
     def _in_trouble(self, reason: str) -> None:
         self._loop.call_soon_threadsafe(self._metrics.commit_failed)
@@ -308,7 +310,7 @@ class Consumer:
         self._probe_at_s = self._clock_s() + (0 if self._trouble is None else PROBE_INTERVAL_S)
         self._trouble = reason
 
-    def _answer(self, tickets: list[_Ticket], verdicts: list[list[Verdict]], started_at_s: float) -> None:
+    def _answer(self, tickets: list[_Ticket], verdicts: list[list[Verdict]], started_at_s: float, groups: int) -> None:
         now_s = self._clock_s()
         counts: Counter[Outcome] = Counter()
         for ticket, ticket_verdicts in zip(tickets, verdicts, strict=True):
@@ -320,53 +322,56 @@ class Consumer:
         if counts[Outcome.DUPLICATE] and log.is_enabled_for(logging.DEBUG):
             _log_duplicates(tickets)
         latencies_s = [now_s - ticket.accepted_at_s for ticket in tickets]
-        self._loop.call_soon_threadsafe(self._finish, tickets, counts, latencies_s, now_s - started_at_s)
+        self._loop.call_soon_threadsafe(self._finish, tickets, groups, counts, latencies_s, now_s - started_at_s)
 
     def _refuse_all(self, waiting: deque[_Group]) -> None:
         """Answer what was already in line when a commit failed: its publishers should not wait for the recovery."""
         while waiting:
-            group = waiting.popleft()
-            group.ready.wait()
-            self._groups_ahead.release()
-            self._give_back(group.tickets, Unavailable(self._trouble))
+            self._give_back(waiting.popleft().tickets, Unavailable(self._trouble), 1)
 
     def _recover(self) -> None:
         """When it is time, recover the store and try a real commit, of what still has to be committed if anything."""
         if self._clock_s() < self._probe_at_s:
             return
         retry, self._retry = self._retry, []
+        self._generation += 1
         try:
             self._store.recover(self._report_recovery)
         except SekaliError as error:
             self._in_trouble(str(error))
             self._retry = retry
             return
-        self._try_commit(retry, lambda: [self._store.prepare([ticket.batch for ticket in retry])])
+        batches = [ticket.batch for ticket in retry]
+        self._try_commit(retry, lambda: [self._store.prepare(batches)] if batches else [], 0)
         if self._trouble is None:
             log.info("commits work again")
 
-    def _give_back(self, tickets: list[_Ticket], failure: SekaliError) -> None:
+    def _give_back(self, tickets: list[_Ticket], failure: SekaliError, groups: int) -> None:
         self._retry += [ticket for ticket in tickets if ticket.keep]
-        self._fail([ticket for ticket in tickets if not ticket.keep], failure)
+        self._fail([ticket for ticket in tickets if not ticket.keep], failure, groups)
 
-    def _fail(self, tickets: list[_Ticket], failure: SekaliError) -> None:
+    def _fail(self, tickets: list[_Ticket], failure: SekaliError, groups: int) -> None:
         for ticket in tickets:
             ticket.failure = failure
-        self._settle(tickets)
-
-    def _settle(self, tickets: list[_Ticket]) -> None:
-        if tickets:
-            self._loop.call_soon_threadsafe(self._resolve, tickets)
+        self._loop.call_soon_threadsafe(self._resolve, tickets, groups)
 
     # On the event loop again.
 
     def _finish(
-        self, tickets: list[_Ticket], counts: Counter[Outcome], latencies_s: list[float], duration_s: float
+        self,
+        tickets: list[_Ticket],
+        groups: int,
+        counts: Counter[Outcome],
+        latencies_s: list[float],
+        duration_s: float,
     ) -> None:
         self._metrics.committed(counts, latencies_s, duration_s)
-        self._resolve(tickets)
+        self._resolve(tickets, groups)
 
-    def _resolve(self, tickets: list[_Ticket]) -> None:
+    def _resolve(self, tickets: list[_Ticket], groups: int) -> None:
+        """Answer tickets; so many groups are no longer ahead."""
+        self._groups_ahead -= groups
+        self._schedule()
         for ticket in tickets:
             ticket.done = True
             self._events_waiting -= len(ticket.batch)

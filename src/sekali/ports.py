@@ -149,9 +149,10 @@ def no_progress(done: int, total: int) -> None:
 class EventStore(Protocol):
     """A log of events in which each identity, (topic, event_id), is stored once.
 
-    One thread at a time calls ``recover``, ``commit`` and ``close``; ``recover`` comes before the first ``prepare`` and
-    ``commit``. ``prepare`` and the reading methods may be called from any thread at any time. What a reader sees is
-    committed.
+    ``recover`` comes before everything but reading. Then batches are prepared one group after the other, and what was
+    prepared is committed in the same order, several groups at once or one, by one thread, while another may prepare
+    the next. After a commit that failed, whatever was prepared is void and ``recover`` comes again. The reading methods
+    may be called from any thread at any time. What a reader sees is committed.
     """
 
     def recover(self, progress: Progress = no_progress) -> None:
@@ -165,7 +166,13 @@ class EventStore(Protocol):
         """
 
     def prepare(self, batches: Sequence[Batch]) -> Any:
-        """Do what can be done for batches before their turn to be committed comes. Changes nothing that is stored."""
+        """Do whatever can be done before the batches' turn to be committed comes. Changes nothing that is stored.
+
+        Raises:
+            Unavailable: the store is recovering.
+            CommitUnknown: what is stored cannot be read; ``recover`` has to come.
+
+        """
 
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
         """Store what is new of the batches prepared, in order; return each batch's verdicts once all of it is durable.

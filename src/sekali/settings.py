@@ -32,11 +32,11 @@ class ServerSettings(_Settings):
         description="The SQLite file. Its folder also holds the write-ahead log and a lock, and is made if missing.",
     )
     consumer_workers: int = Field(
-        1,
-        ge=1,
+        0,
+        ge=0,
         le=64,
         validation_alias=_older_name("CONSUMER_WORKERS"),
-        description="Threads that prepare events while the writer commits.",
+        description="1 or more: a thread prepares events for the writer; 0: the event loop does, which is faster.",
     )
     queue_events_max: int = Field(
         100_000, ge=1, description="Events accepted and not yet answered, over all requests; beyond: 503."

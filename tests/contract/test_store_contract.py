@@ -1,5 +1,6 @@
 """What every store promises. One suite; no store may skip a line of it."""
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 from batches import CONFLICT, DUPLICATE, INVALID, STORED, batch, commit, publish, read_all
 from sekali.errors import CommitUnknown
+from sekali.event import Verdict
 from sekali.ports import EventStore, Lifetime, Order, Position, Query, StoredEvent
 from sekali.stores.memory import MemoryStore
 from sekali.stores.sqlite import SqliteStore
@@ -155,20 +157,34 @@ class TestConcurrency:
             assert not watcher.is_alive()
         assert trouble == []
 
-    def test_preparing_on_many_threads_changes_nothing(self, store: EventStore) -> None:
-        batches = [batch(("a", str(number)), ("a", "same")) for number in range(50)]
-        prepared: dict[int, object] = {}
-        threads = [
-            threading.Thread(target=lambda number=number: prepared.setdefault(number, store.prepare([batches[number]])))
-            for number in range(50)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    def test_preparing_ahead_changes_nothing_and_is_judged_in_order(self, store: EventStore) -> None:
+        prepared = [store.prepare([batch(("a", str(number)), ("a", "same"))]) for number in range(50)]
         assert store.summary().head == 0
-        verdicts = store.commit([prepared[number] for number in range(50)])
-        assert sum(verdict.outcome is STORED for answer in verdicts for verdict in answer) == 51
+        verdicts = store.commit(prepared[:20]) + store.commit(prepared[20:21]) + store.commit(prepared[21:])
+        assert [answer[0] for answer in verdicts] == [
+            Verdict(STORED, 1 if number == 0 else number + 2) for number in range(50)
+        ]
+        assert [answer[1] for answer in verdicts] == [Verdict(STORED, 2)] + [Verdict(DUPLICATE, 2)] * 49
+        assert [event.event_id for event in read_all(store, Query())][:3] == ["0", "same", "1"]
+
+    def test_one_thread_prepares_while_another_commits(self, store: EventStore) -> None:
+        line: queue.SimpleQueue[object] = queue.SimpleQueue()
+        verdicts: list[list[Verdict]] = []
+
+        def commit_all() -> None:
+            while (prepared := line.get()) is not None:
+                verdicts.extend(store.commit([prepared]))
+
+        writer = threading.Thread(target=commit_all)
+        writer.start()
+        for number in range(200):
+            line.put(store.prepare([batch(("a", str(number)), ("a", str(number // 2)), ("b", str(number)))]))
+        line.put(None)
+        writer.join(60)
+        assert not writer.is_alive()
+        outcomes = [[verdict.outcome for verdict in answer] for answer in verdicts]
+        assert outcomes == [[STORED, DUPLICATE, STORED]] * 200
+        assert lifetime(store) == Lifetime(received=600, stored=400, duplicate=200)
 
 
 class TestFailures:
@@ -179,7 +195,7 @@ class TestFailures:
             with pytest.raises(CommitUnknown):
                 publish(failing, event)
             failing.recover()
-            assert publish(failing, event)[0][0] is expected
+            assert publish(failing, event)[0][0] is expected, "what was prepared for the failed commit is forgotten"
             assert failing.failed == 1
         assert seqs(store, Query()) == [1, 2]
 

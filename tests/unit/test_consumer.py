@@ -25,7 +25,7 @@ def memory() -> MemoryStore:
 
 @asynccontextmanager
 async def running(
-    store: EventStore, *, workers: int = 1, queue_events_max: int = 1000, commit_events_max: int = 100
+    store: EventStore, *, workers: int = 0, queue_events_max: int = 1000, commit_events_max: int = 100
 ) -> AsyncIterator[Consumer]:
     consumer = Consumer(
         store,
@@ -84,7 +84,7 @@ class RecordingStore(WrappedStore):
         return super().commit(prepared)
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [0, 1, 4])
 def test_whatever_waits_is_committed_together_in_order(workers: int) -> None:
     async def test() -> None:
         inner = memory()

@@ -1,36 +1,37 @@
 """The log on one SQLite file, with the dedup index beside it. One connection does all writes, inside ``commit``."""
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import apsw
-import numpy as np
 
 from sekali.errors import CommitUnknown, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
 from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Summary, TopicInfo, no_progress
 from sekali.stores.dedup import RUN_KEYS, DedupIndex
-from sekali.stores.identity import Hashes, HashIdentities, hash_identities
+from sekali.stores.identity import HashIdentities, hash_identities
 from sekali.stores.index_files import Files, FolderFiles
 from sekali.stores.index_run import RunDamaged
 from sekali.stores.sqlite_checkpoint import Checkpointer
-from sekali.stores.sqlite_file import FolderLock, close_quietly, index_folder, make_folder, open_writer
-from sekali.stores.sqlite_judge import Judge
+from sekali.stores.sqlite_file import FolderLock, close_quietly, index_folder, make_folder, open_reader, open_writer
+from sekali.stores.sqlite_judge import Judge, together
+from sekali.stores.sqlite_log import LogSource
 from sekali.stores.sqlite_lookup import Rows
 from sekali.stores.sqlite_read import Readers
-from sekali.stores.sqlite_write import write
+from sekali.stores.sqlite_write import Writes, plan, write, write_counters
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Batches, their events together, and the hashes of all identities."""
+    """Batches that are judged, and all that is left to write. ``head`` is the last seq once it is written."""
 
-    batches: Sequence[Batch]
-    events: Batch
-    hashes: Hashes
+    writes: Writes
+    verdicts: list[list[Verdict]]
+    head: int
 
 
 class SqliteStore:
@@ -70,73 +71,86 @@ class SqliteStore:
             raise
         self._index = DedupIndex(files, hash_identities=hash_identities, run_keys=run_keys)
         self._index_is_whole = False
+        self._judging = threading.Lock()  # held while what comes next is decided, and while that starts over
         self._checkpointer: Checkpointer | None = None
+        self._rows: Rows | None = None
         self._readers = Readers(db_path)
 
     def recover(self, progress: Progress = no_progress) -> None:
-        self._index_is_whole = False
-        self._close_writer()
-        self._writer = open_writer(self._db_path)
-        self._checkpointer = Checkpointer(self._db_path, self._writer)
-        self._rows = Rows(self._writer)
-        try:
-            self._topic_ids: dict[str, int] = dict(iter(self._writer.execute("SELECT topic, topic_id FROM topics")))
-            newest = self._writer.execute(
-                "SELECT seq, processed_at_ns FROM events ORDER BY seq DESC LIMIT 1"
-            ).fetchone()
-            self._head: int
-            self._processed_at_ns: int
-            self._head, self._processed_at_ns = newest or (0, 0)
-            self._conflict_bytes: int = self._writer.execute(
-                "SELECT coalesce(sum(length(payload) + octet_length(source)), 0) FROM conflicts"
-            ).get
-            self._index.recover(_Source(self._writer), progress)
-        except apsw.Error as error:
-            raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
-        except (OSError, RunDamaged) as error:
-            raise StoreBroken(f"cannot make the dedup index in {index_folder(self._db_path)}: {error}") from error
-        self._index_is_whole = True
+        with self._judging:
+            self._index_is_whole = False
+            self._close_writer()
+            self._writer = open_writer(self._db_path)
+            self._checkpointer = Checkpointer(self._db_path, self._writer)
+            try:
+                self._read_state()
+                self._index.recover(LogSource(self._writer), progress)
+            except apsw.Error as error:
+                raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
+            except (OSError, RunDamaged) as error:
+                raise StoreBroken(f"cannot make the dedup index in {index_folder(self._db_path)}: {error}") from error
+            self._index_is_whole = True
+
+    def _read_state(self) -> None:
+        self._rows = Rows(open_reader(self._db_path))
+        self._topic_ids: dict[str, int] = dict(iter(self._writer.execute("SELECT topic, topic_id FROM topics")))
+        newest = self._writer.execute("SELECT seq, processed_at_ns FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+        self._head: int
+        self._processed_at_ns: int
+        self._head, self._processed_at_ns = newest or (0, 0)
+        self._rows.committed_seq = self._head
+        self._conflict_bytes: int = self._writer.execute(
+            "SELECT coalesce(sum(length(payload) + octet_length(source)), 0) FROM conflicts"
+        ).get
 
     def prepare(self, batches: Sequence[Batch]) -> Prepared:
-        events = _together(batches)
-        return Prepared(batches, events, self._index.hashes(events.topics, events.event_ids))
+        """Judge batches as if all that was prepared before were committed; if that fails, ``recover`` forgets all."""
+        if not self._judging.acquire(blocking=False):
+            raise Unavailable("the store is recovering; send the request again")
+        try:
+            return self._judge(batches)
+        except (RunDamaged, apsw.Error) as error:
+            raise CommitUnknown(f"the dedup index or the file cannot be read: {error}") from error
+        finally:
+            self._judging.release()
+
+    def _judge(self, batches: Sequence[Batch]) -> Prepared:
+        assert self._rows is not None, "recover comes first"
+        events = together(batches)
+        judge = Judge(batches, events, self._index.hashes(events.topics, events.event_ids))
+        candidates = self._index.lookup(judge.hashes)
+        judge.assign_topics(self._topic_ids, self._topics_max)
+        judge.decide(*candidates, self._rows, self._head)
+        rows = judge.new_rows()
+        processed_at_ns = max(self._processed_at_ns, self._clock_ns())
+        writes = plan(judge, rows, processed_at_ns)
+        ends = list(accumulate(map(len, batches), initial=0))
+        verdicts = judge.verdicts()
+        if judge.new_count:
+            self._rows.remember(judge.first_seq, rows)
+            self._index.add(judge.hashes[judge.is_new], judge.first_seq, processed_at_ns)
+            self._head += judge.new_count
+            self._processed_at_ns = processed_at_ns
+        self._topic_ids.update(judge.new_topics)
+        return Prepared(writes, [verdicts[start:end] for start, end in pairwise(ends)], self._head)
 
     def commit(self, prepared: Sequence[Prepared]) -> list[list[Verdict]]:
-        batches = [batch for one in prepared for batch in one.batches]
-        judge = Judge(
-            batches,
-            _together([one.events for one in prepared]),
-            np.concatenate([_NO_HASHES, *(one.hashes for one in prepared)]),
-        )
         try:
             self._index.make_room()
-            candidates = self._index.lookup(judge.hashes)
-        except (RunDamaged, OSError) as error:
-            raise CommitUnknown(f"the dedup index fails: {error}") from error
-        processed_at_ns = max(self._processed_at_ns, self._clock_ns())
-        try:
             if self._checkpointer is not None:
                 self._checkpointer.between_commits()
             self._writer.execute("BEGIN IMMEDIATE")
-            judge.assign_topics(self._topic_ids, self._topics_max)
-            judge.decide(*candidates, self._rows, self._head)
-            rows = judge.new_rows()
-            conflict_bytes = write(
-                self._writer, judge, rows, processed_at_ns, self._conflict_bytes, self._conflict_bytes_max
-            )
+            for one in prepared:
+                self._conflict_bytes = write(self._writer, one.writes, self._conflict_bytes, self._conflict_bytes_max)
+            write_counters(self._writer, [one.writes for one in prepared])
             self._writer.execute("COMMIT")
-        except apsw.Error as error:
+        except (apsw.Error, OSError, RunDamaged) as error:
             with suppress(apsw.Error):  # after an I/O error SQLite may have rolled back by itself
                 self._writer.execute("ROLLBACK")
             raise CommitUnknown(f"commit failed: {error}") from error
-        self._index.add(judge.hashes[judge.is_new], judge.first_seq, processed_at_ns)
-        if judge.new_count:
-            self._rows.remember(judge.first_seq, rows)
-            self._head += judge.new_count
-            self._processed_at_ns = processed_at_ns
-        self._conflict_bytes = conflict_bytes
-        self._topic_ids.update(judge.new_topics)
-        return _split(judge.verdicts(), list(map(len, batches)))
+        if prepared and self._rows is not None:
+            self._rows.committed_seq = prepared[-1].head
+        return [verdicts for one in prepared for verdicts in one.verdicts]
 
     def read(self, query: Query) -> Page:
         return self._readers.read(query, self._candidates(query))
@@ -179,54 +193,6 @@ class SqliteStore:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
+        if self._rows is not None:
+            self._rows.close()
         close_quietly(self._writer)
-
-
-class _Source:
-    """The log as the dedup index sees it when it is made anew."""
-
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._connection = connection
-        self.log_id, self.head = connection.execute(
-            "SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events) FROM log"
-        ).get
-        self._topics: dict[int, str] = dict(iter(connection.execute("SELECT topic_id, topic FROM topics")))
-
-    def identities(self, first_seq: int, last_seq: int) -> tuple[Sequence[str], Sequence[str]]:
-        rows = self._connection.execute(
-            "SELECT topic_id, event_id FROM events WHERE seq BETWEEN ? AND ? ORDER BY seq", (first_seq, last_seq)
-        ).fetchall()
-        topic_ids, event_ids = zip(*rows, strict=True)
-        return [self._topics[topic_id] for topic_id in topic_ids], event_ids
-
-    def processed_at_ns(self, seq: int) -> int:
-        return int(self._connection.execute("SELECT processed_at_ns FROM events WHERE seq = ?", (seq,)).get)
-
-
-_NO_HASHES: Hashes = np.empty(0, np.uint64)
-
-
-def _together(batches: Sequence[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    joined = Batch()
-    for batch in batches:
-        joined.topics += batch.topics
-        joined.event_ids += batch.event_ids
-        joined.timestamps_ns += batch.timestamps_ns
-        joined.sources += batch.sources
-        joined.source_seqs += batch.source_seqs
-        joined.payloads += batch.payloads
-    return joined
-
-
-def _split(verdicts: list[Verdict], lengths: Sequence[int]) -> list[list[Verdict]]:
-    return [verdicts[start:end] for start, end in pairwise(_ends(lengths))]
-
-
-def _ends(lengths: Sequence[int]) -> Iterator[int]:
-    end = 0
-    yield end
-    for length in lengths:
-        end += length
-        yield end

@@ -142,3 +142,18 @@ class Judge:
         for position, error in self._errors.items():
             verdicts[position] = Verdict(Outcome.INVALID, error=error)
         return verdicts
+
+
+def together(batches: Sequence[Batch]) -> Batch:
+    """Put the events of several batches into one."""
+    if len(batches) == 1:
+        return batches[0]
+    joined = Batch()
+    for batch in batches:
+        joined.topics += batch.topics
+        joined.event_ids += batch.event_ids
+        joined.timestamps_ns += batch.timestamps_ns
+        joined.sources += batch.sources
+        joined.source_seqs += batch.source_seqs
+        joined.payloads += batch.payloads
+    return joined

@@ -9,6 +9,7 @@ import apsw
 import numpy as np
 
 from sekali.stores.index_table import Seqs
+from sekali.stores.sqlite_file import close_quietly
 
 # How much of what was stored last stays in memory.
 RECENT_EVENTS_MAX = 65_536
@@ -56,22 +57,25 @@ class Recent:
         self._events = 0
         self._bytes = 0
 
-    def add(self, first_seq: int, columns: Columns) -> None:
-        """Remember the new events of one commit."""
+    def add(self, first_seq: int, columns: Columns, committed_seq: int) -> None:
+        """Remember new events. Those above ``committed_seq`` stay, because no file holds them yet."""
         size = sum(map(len, columns.payloads))
         self._commits.append((first_seq, columns, size))
         self._first_seqs.append(first_seq)
         self._events += len(columns.payloads)
         self._bytes += size
-        while (
-            self._events > RECENT_EVENTS_MAX
-            or self._bytes > RECENT_BYTES_MAX
-            or len(self._commits) > RECENT_COMMITS_MAX
-        ):
+        while self._is_over_limit() and self._commits[1][0] <= committed_seq + 1:
             _, oldest, size = self._commits.popleft()
             self._first_seqs.popleft()
             self._events -= len(oldest.payloads)
             self._bytes -= size
+
+    def _is_over_limit(self) -> bool:
+        return len(self._commits) > 1 and (
+            self._events > RECENT_EVENTS_MAX
+            or self._bytes > RECENT_BYTES_MAX
+            or len(self._commits) > RECENT_COMMITS_MAX
+        )
 
     def take(self, seqs: Sequence[int], firsts: dict[Identity, First]) -> list[int]:
         """Put those events of ``seqs`` that are remembered into ``firsts``, and return the others."""
@@ -89,26 +93,40 @@ class Recent:
 
 
 class Rows:
-    """Finds stored events by seq: the newest in memory, the others in the file."""
+    """Finds events by seq for the judge: the newest in memory, committed or not, the others in the file.
+
+    ``connection`` is its own, and is closed with it.
+    """
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self._recent = Recent()
+        self.committed_seq = 0  # up to here the file has them; set by whoever commits
 
     def remember(self, first_seq: int, columns: Columns) -> None:
-        """Keep what was just stored in memory."""
-        self._recent.add(first_seq, columns)
+        """Keep what is about to be stored in memory."""
+        self._recent.add(first_seq, columns, self.committed_seq)
 
     def fetch(self, seqs: Seqs) -> dict[Identity, First]:
-        """Return identity and content of the events with these seqs, as far as there are such."""
+        """Return identity and content of the events with these seqs, as far as there are such.
+
+        Raises:
+            apsw.Error: the file cannot be read.
+
+        """
         firsts: dict[Identity, First] = {}
         others = self._recent.take(seqs.tolist(), firsts)
         if others:
+            assert max(others) <= self.committed_seq, "an event that is not committed was forgotten"
             wanted = np.unique(others)
             found = _unpack(self._connection.execute(_FETCH_MANY, (apsw.carray(wanted),)).get, firsts)
             for seq in set(wanted.tolist()) - found:
                 _unpack(self._connection.execute(_FETCH_ONE, (apsw.carray(np.array([seq])),)).get, firsts)
         return firsts
+
+    def close(self) -> None:
+        """Release the connection. May be called twice."""
+        close_quietly(self._connection)
 
 
 def _unpack(packed: bytes | None, firsts: dict[Identity, First]) -> set[int]:

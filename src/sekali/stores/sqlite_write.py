@@ -1,16 +1,22 @@
-"""The rows of one commit: events, counts of duplicates, variants in conflict, figures of topics and of the log."""
+"""The rows of a commit: events, counts of duplicates, variants in conflict, figures of topics and of the log.
+
+``plan`` puts them together before the commit's turn comes, ``write`` hands them to SQLite.
+"""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import apsw
 import msgspec
 import numpy as np
 
 from sekali import jsonvalue
+from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_judge import Judge, Variant
 from sekali.stores.sqlite_lookup import Columns
 
@@ -20,69 +26,51 @@ ROWS_PER_STATEMENT_MAX = 512
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
-def write(
-    connection: apsw.Connection,
-    judge: Judge,
-    rows: Columns,
-    processed_at_ns: int,
-    conflict_bytes: int,
-    conflict_bytes_max: int,
-) -> int:
-    """Write ``rows`` and what else the judge decided, and return how many bytes of variants are kept after it."""
-    if judge.new_topics:
-        connection.executemany(
-            "INSERT INTO topics VALUES (?, ?, 0, 0, 0, ?, 0, ?)",
-            [(topic_id, topic, _INT64_MAX, _INT64_MIN) for topic, topic_id in judge.new_topics.items()],
-        )
-    if judge.new_count:
-        _write_events(connection, rows, processed_at_ns)
-    if judge.duplicate_seqs:
-        connection.execute(
-            "INSERT INTO duplicates SELECT value, 1, ? FROM carray(?) WHERE true ON CONFLICT (seq) DO UPDATE "
-            "SET count = count + 1, last_at_ns = excluded.last_at_ns",
-            (processed_at_ns, apsw.carray(np.sort(judge.duplicate_seqs))),
-        )
-    if judge.variants:
-        conflict_bytes = _write_variants(connection, judge.variants, processed_at_ns, conflict_bytes)
-        conflict_bytes = _drop_oldest_variants(connection, conflict_bytes, conflict_bytes_max)
-    counts = (judge.new_count, len(judge.duplicate_seqs), len(judge.variants))
-    if sum(counts):
-        _write_topic_figures(connection, judge, rows)
-    connection.execute(
-        "UPDATE log SET received = received + ?, stored = stored + ?, duplicate = duplicate + ?, "
-        "conflict = conflict + ?",
-        (sum(counts), *counts),
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """What one group of batches adds to the file."""
+
+    topics: list[tuple[int, str, int, int]]  # topic_id, topic, and what first_seq and last_timestamp_ns start from
+    inserts: list[tuple[str, tuple[Any, ...]]]  # statements that insert events, with their values
+    duplicate_seqs: Seqs
+    variants: Sequence[Variant]
+    figures: str  # of topics, as JSON
+    counts: tuple[int, int, int]  # stored, duplicate, conflict
+    processed_at_ns: int
+
+
+def plan(judge: Judge, rows: Columns, processed_at_ns: int) -> Writes:
+    """Put together what the judge decided; ``rows`` are the new events."""
+    return Writes(
+        [(topic_id, topic, _INT64_MAX, _INT64_MIN) for topic, topic_id in judge.new_topics.items()],
+        list(_inserts(rows, processed_at_ns)),
+        np.sort(np.array(judge.duplicate_seqs, np.int64)),
+        judge.variants,
+        _figures(judge, rows),
+        (judge.new_count, len(judge.duplicate_seqs), len(judge.variants)),
+        processed_at_ns,
     )
-    return conflict_bytes
 
 
-def _write_events(connection: apsw.Connection, rows: Columns, processed_at_ns: int) -> None:
-    start = 0
-    for size in _statement_sizes(len(rows.topic_ids)):
-        chunk = zip(*[column[start : start + size] for column in rows], strict=True)
-        connection.execute(_insert_events(size), (processed_at_ns, *chain.from_iterable(chunk)))
-        start += size
-
-
-def _statement_sizes(rows: int) -> Iterator[int]:
-    """Cut a number of rows into powers of two, so that there are few statements to prepare."""
-    size = ROWS_PER_STATEMENT_MAX
-    while rows:
-        if rows >= size:
-            yield size
-            rows -= size
+def _inserts(rows: Columns, processed_at_ns: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    start, left, size = 0, len(rows.topic_ids), ROWS_PER_STATEMENT_MAX
+    while left:
+        if left >= size:  # powers of two, so that there are few statements to prepare
+            chunk = zip(*[column[start : start + size] for column in rows], strict=True)
+            yield _insert(size), (processed_at_ns, *chain.from_iterable(chunk))
+            start, left = start + size, left - size
         else:
             size //= 2
 
 
 @cache
-def _insert_events(rows: int) -> str:
+def _insert(rows: int) -> str:
     # seq is the next one by itself; processed_at, ?1, is the same for all rows.
     return "INSERT INTO events VALUES (NULL,?2,?,?,?1,?,?,?)" + ",(NULL,?,?,?,?1,?,?,?)" * (rows - 1)
 
 
-def _write_topic_figures(connection: apsw.Connection, judge: Judge, rows: Columns) -> None:
-    """Add what is new to each topic's counts, seqs and latest event time, in one statement."""
+def _figures(judge: Judge, rows: Columns) -> str:
+    """Return what is to be added to each topic: counts, seqs and latest event time."""
     figures: dict[int, list[int]] = {}
     if judge.new_count:
         topic_ids = np.array(rows.topic_ids)
@@ -101,12 +89,41 @@ def _write_topic_figures(connection: apsw.Connection, judge: Judge, rows: Column
     ):
         for topic_id, count in again.items():
             figures.setdefault(topic_id, [topic_id, 0, 0, 0, _INT64_MAX, 0, _INT64_MIN])[place] = count
+    return msgspec.json.encode(list(figures.values())).decode()
+
+
+def write(connection: apsw.Connection, writes: Writes, conflict_bytes: int, conflict_bytes_max: int) -> int:
+    """Write one group, and return how many bytes of variants are kept after it."""
+    if writes.topics:
+        connection.executemany("INSERT INTO topics VALUES (?, ?, 0, 0, 0, ?, 0, ?)", writes.topics)
+    for statement, values in writes.inserts:
+        connection.execute(statement, values)
+    if len(writes.duplicate_seqs):
+        connection.execute(
+            "INSERT INTO duplicates SELECT value, 1, ? FROM carray(?) WHERE true ON CONFLICT (seq) DO UPDATE "
+            "SET count = count + 1, last_at_ns = excluded.last_at_ns",
+            (writes.processed_at_ns, apsw.carray(writes.duplicate_seqs)),
+        )
+    if writes.variants:
+        conflict_bytes = _write_variants(connection, writes.variants, writes.processed_at_ns, conflict_bytes)
+        conflict_bytes = _drop_oldest_variants(connection, conflict_bytes, conflict_bytes_max)
     connection.execute(
         "UPDATE topics SET stored = stored + (f.value ->> 1), duplicates = duplicates + (f.value ->> 2), "
         "conflicts = conflicts + (f.value ->> 3), first_seq = min(first_seq, f.value ->> 4), "
         "last_seq = max(last_seq, f.value ->> 5), last_timestamp_ns = max(last_timestamp_ns, f.value ->> 6) "
         "FROM json_each(?) f WHERE topic_id = (f.value ->> 0)",
-        (msgspec.json.encode(list(figures.values())).decode(),),
+        (writes.figures,),
+    )
+    return conflict_bytes
+
+
+def write_counters(connection: apsw.Connection, groups: Sequence[Writes]) -> None:
+    """Add what all groups of a commit hold to the counters of the log."""
+    counts = [sum(writes.counts[place] for writes in groups) for place in range(3)]
+    connection.execute(
+        "UPDATE log SET received = received + ?, stored = stored + ?, duplicate = duplicate + ?, "
+        "conflict = conflict + ?",
+        (sum(counts), *counts),
     )
 
 

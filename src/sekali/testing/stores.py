@@ -1,7 +1,9 @@
 """Stores that fail, wait or repeat: decorators that wrap a real one and keep the ``EventStore`` port."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from sekali.errors import CommitUnknown
@@ -97,7 +99,13 @@ class HookedStore(WrappedStore):
 class DuplicatingStore(WrappedStore):
     """Commits every batch twice and gives the verdicts of the first: as if every publisher had sent it again."""
 
+    def prepare(self, batches: Sequence[Batch]) -> Any:
+        return super().prepare([*batches, *batches]), len(batches)
+
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
-        verdicts = super().commit(prepared)
-        super().commit(prepared)
-        return verdicts
+        verdicts = iter(super().commit([inner for inner, _ in prepared]))
+        kept: list[list[Verdict]] = []
+        for _, count in prepared:
+            kept += islice(verdicts, count)
+            deque(islice(verdicts, count), maxlen=0)  # those of the second time
+        return kept
