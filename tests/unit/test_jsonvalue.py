@@ -223,6 +223,12 @@ def test_bad_payloads(payload: bytes, message: str) -> None:
     assert clean_payloads([b"1", payload]) is None
 
 
+@pytest.mark.parametrize("damaged", [b"", b"1,2", b'1],"b":[2', b"{}{}", b'"\xff"', b"1e999", b"[1"])
+def test_a_damaged_payload_is_seen_among_good_ones(damaged: bytes) -> None:
+    assert is_readable([]) and is_readable([b"1", b'"\xc3\xa9"'])
+    assert not is_readable([b"[1", damaged, b"2]"]) and not is_readable([b"1", damaged])
+
+
 def test_depth_ignores_brackets_in_strings_and_ends_on_broken_ones() -> None:
     assert nesting_depth(b'["[[[", {"a]":[1]}]') == 3
     assert nesting_depth(b'["' + b'\\"' * 1_000_000) == 1
