@@ -3,15 +3,17 @@
 import importlib.util
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sekali.bench import ceiling, suite
+from sekali.bench import ceiling, everything, suite
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import IdKind
-from sekali.bench.options import Options
+from sekali.bench.options import Notify, Options, Report, Table
 from sekali.bench.plots import PLOTS
+from sekali.bench.targets import Target
 from sekali.cli.bench import What
 
 
@@ -34,7 +36,37 @@ def test_the_ceiling_appends_every_row(tmp_path: Path) -> None:
 
 
 def test_the_command_knows_every_benchmark_and_each_has_a_plot() -> None:
-    assert {what.value for what in What} == set(suite.BENCHES) == set(PLOTS)
+    assert {what.value for what in What} - {"all"} == set(suite.BENCHES) == set(PLOTS) == set(everything.ORDER)
+
+
+def test_all_goes_on_after_one_that_fails_and_sums_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Options] = {}
+
+    def fake(name: str) -> Callable[[Options, Notify], Report]:
+        def run(options: Options, notify: Notify) -> Report:
+            given[name] = options
+            if name == "latency":
+                raise BenchFailed("no")
+            target = Target(group=2, what=name, measured=1.0, bound=2.0 if name == "index" else 1.0, text="{}")
+            return Report({"name": name}, [Table(name, ["a"], [["b"]])], [target])
+
+        return run
+
+    monkeypatch.setattr(suite, "BENCHES", {name: fake(name) for name in everything.ORDER})
+    monkeypatch.setattr(suite, "draw", lambda *_: None)
+    reported: list[str] = []
+    options = Options(seconds=1, rounds=1, events=1000, db_dir=tmp_path, only="x")
+    document, report = everything.run(
+        options, None, tmp_path / "out", lambda what, done: None, lambda name, report: reported.append(name)
+    )
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == document
+    assert document["failures"] == {"latency": "no"}
+    assert reported == [name for name in everything.ORDER if name != "latency"]
+    assert len(document["targets"]) == 7 and sum(target["met"] for target in document["targets"]) == 6
+    assert report.tables[0].title.endswith("6 met, 1 missed") and "latency" in report.tables[0].notes[0]
+    assert given["growth"].keep is not None and given["growth"].keep == given["reads"].store
+    assert (given["stall"].seconds, given["ingest"].seconds, given["ingest"].only) == (600, 10, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the large store is removed"
 
 
 def test_how_long_a_run_takes() -> None:

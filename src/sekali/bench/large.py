@@ -18,7 +18,7 @@ from sekali.bench.options import Notify, Options
 DUP_RATIO = 0.2
 SLOWEST_EVENTS_PER_S = 5000  # below that a benchmark gives up
 POINTS = 40  # of the plot against stored events
-_DISK_BYTES_PER_EVENT = 2 * EVENT_BYTES
+DISK_BYTES_PER_EVENT = 2 * EVENT_BYTES  # more than a store takes
 _FACTS = "bench.json"
 
 
@@ -59,14 +59,14 @@ def kept_folder(options: Options) -> Iterator[Path]:
     """
     if options.keep is None:
         with options.folder() as folder:
-            require_disk(folder, options.events * _DISK_BYTES_PER_EVENT)
+            require_disk(folder, options.events * DISK_BYTES_PER_EVENT)
             yield folder
         return
     folder = options.keep / "store"
     if folder.exists():
         raise BenchFailed(f"{folder} exists already; --keep needs a folder without a store")
     folder.mkdir(parents=True)
-    require_disk(folder, options.events * _DISK_BYTES_PER_EVENT)
+    require_disk(folder, options.events * DISK_BYTES_PER_EVENT)
     yield folder
 
 

@@ -122,7 +122,6 @@ def figures_of(result: LoadResult, metrics: dict[str, float]) -> dict[str, Any]:
         "events_per_commit": result.events / commits if commits else 0.0,
         "commit_ms_mean": 1000 * metrics["sekali_commit_seconds_sum"] / commits if commits else 0.0,
         "latency_ms": msgspec.to_builtins(result.latency_ms),
-        "samples": [(sample.at_s, sample.events, sample.unique) for sample in result.samples],
     }
 
 

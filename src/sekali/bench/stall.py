@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sekali.bench.children import BenchFailed, Server
-from sekali.bench.events import EVENT_BYTES, IdKind
+from sekali.bench.events import IdKind
 from sekali.bench.job import Job
-from sekali.bench.large import require_disk
+from sekali.bench.large import DISK_BYTES_PER_EVENT, require_disk
 from sekali.bench.loaded import figures_of, kept_up, load_checked, wait_until_quiet
 from sekali.bench.machine import time_fsync_ms
 from sekali.bench.options import Notify, Options, Report, Table, part_of
@@ -23,7 +23,6 @@ MAXIMUM_SECONDS = 15.0
 PROBE_EVERY_S = 0.05
 MEDIANS_MAX = 10.0
 FSYNCS_MAX = 3.0
-_DISK_BYTES_PER_EVENT = 2 * EVENT_BYTES
 
 
 class FsyncProbe:
@@ -75,7 +74,7 @@ def run(options: Options, notify: Notify) -> Report:
         )
         maximum, _ = load_checked(server, first, part_of(notify, 0, 10), "the maximum")
         rate = SHARE * maximum.rate
-        require_disk(folder, round(rate * options.seconds * _DISK_BYTES_PER_EVENT))
+        require_disk(folder, round(rate * options.seconds * DISK_BYTES_PER_EVENT))
         wait_until_quiet(server)
         probe = FsyncProbe(folder)
         steady = Job(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,8 +55,14 @@ def run(name: str, options: Options, out: Path, notify: Notify) -> tuple[dict[st
     with TemporaryDirectory(prefix="sekali-bench-", dir=options.db_dir) as probe:
         document: dict[str, Any] = {"bench": name, "machine": machine.facts(Path(probe)), "options": options.document()}
     report = BENCHES[name](options, notify)
-    document |= {"targets": targets.to_documents(report.targets), "figures": report.figures}
-    (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    document |= {
+        "targets": targets.to_documents(report.targets),
+        "tables": [asdict(table) for table in report.tables],
+        "figures": report.figures,
+    }
+    text = json.dumps(document, indent=1) + "\n"
+    (out / f"{name}.json").write_text(text)
+    document = json.loads(text)  # as whoever reads it finds it
     draw(name, document, out / f"{name}.svg")
     return document, report
 

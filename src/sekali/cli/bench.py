@@ -8,12 +8,13 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
-from sekali.bench.options import Options, Table
+from sekali.bench import targets
+from sekali.bench.options import Options, Report, Table
 from sekali.cli import output
 from sekali.cli.options import Json
 from sekali.errors import SekaliError
 
-EPILOG = "Example: sekali bench ingest --seconds 10 --rounds 3. Needs: pip install 'sekali[bench]'"
+EPILOG = "Examples: sekali bench ingest --seconds 10 --rounds 3; sekali bench all. Needs: pip install 'sekali[bench]'"
 
 
 class What(StrEnum):
@@ -27,6 +28,7 @@ class What(StrEnum):
     READS = "reads"
     STALL = "stall"
     PEERS = "peers"
+    ALL = "all"
 
 
 def bench(
@@ -68,7 +70,7 @@ def bench(
 
     The load goes to 127.0.0.1 only. Figures of a machine that does other work meanwhile mean little.
     """
-    from sekali.bench import suite, targets  # noqa: PLC0415 - the other commands start faster without numpy
+    from sekali.bench import everything, suite  # noqa: PLC0415 - the other commands start faster without numpy
 
     options = Options(
         seconds=suite.seconds_of(what, seconds),
@@ -82,23 +84,40 @@ def bench(
         keep=keep,
         store=store,
     )
+    failures: dict[str, str] = {}
     try:
         with _progress() as bar:
             task = bar.add_task("starting", total=1.0)
-            document, report = suite.run(
-                what, options, out, lambda doing, done: bar.update(task, description=doing, completed=done)
-            )
+
+            def notify(doing: str, done: float) -> None:
+                bar.update(task, description=doing, completed=done)
+
+            def on_report(name: str, report: Report) -> None:
+                if not as_json:
+                    _print_report(report)
+
+            if what is What.ALL:
+                document, report = everything.run(options, seconds, out, notify, on_report)
+                failures = document["failures"]
+            else:
+                document, report = suite.run(what, options, out, notify)
     except SekaliError as error:
         output.print_error(str(error))
         raise typer.Exit(output.EXIT_NOT_ALL) from None
     if as_json:
         output.write_json(document)
-        return
+    else:
+        _print_report(report)
+        output.write_line(f"written: {out / 'summary.json' if what is What.ALL else out / f'{what}.json'}")
+    if failures:
+        raise typer.Exit(output.EXIT_NOT_ALL)
+
+
+def _print_report(report: Report) -> None:
     for table in report.tables:
         _print_table(table)
     if report.targets:
         _print_table(Table("figures to reach", targets.COLUMNS, targets.rows(report.targets)))
-    output.write_line(f"written: {out / what}.json, {out / what}.svg")
 
 
 def _print_table(table: Table) -> None:

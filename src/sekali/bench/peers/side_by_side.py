@@ -12,7 +12,6 @@ from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report, Table, part_of
 from sekali.bench.peers import jetstream, over_http, postgres, redis_stream
 from sekali.bench.peers.blocks import PeerRun, Send, timed
-from sekali.bench.peers.processes import Missing
 from sekali.bench.targets import Target
 
 Connected = Callable[[Path], AbstractContextManager[Send]]
@@ -84,7 +83,7 @@ PEERS = (
 
 
 def run(options: Options, notify: Notify) -> Report:
-    """Measure each ``rounds`` times, one after the other in each round; what is not installed is left out."""
+    """Measure each ``rounds`` times, one after the other in each round; what is missing or wrong is left out."""
     wanted = [peer for peer in PEERS if peer.name == SEKALI or options.only.lower() in peer.name.lower()]
     runs: dict[str, list[float]] = {peer.name: [] for peer in wanted}
     missing: dict[str, str] = {}
@@ -96,13 +95,13 @@ def run(options: Options, notify: Notify) -> Report:
             try:
                 with options.folder() as folder:
                     one = peer.measure(folder, options, part_of(notify, number * len(wanted) + place, steps))
-            except Missing as reason:
-                missing[peer.name] = str(reason)
             except BenchFailed as reason:
-                raise BenchFailed(f"{peer.name}: {reason}") from reason
+                if peer.name == SEKALI:
+                    raise
+                missing[peer.name] = str(reason)  # not there, or not right: the others go on
             else:
                 runs[peer.name].append(one.rate)
-    rates = {name: statistics.median(some) for name, some in runs.items() if some}
+    rates = {name: statistics.median(some) for name, some in runs.items() if name not in missing}
     figures: dict[str, Any] = {"rates": rates, "runs": runs, "missing": missing}
     return Report(figures, [_table(wanted, figures)], _targets(wanted, rates))
 
