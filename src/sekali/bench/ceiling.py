@@ -18,6 +18,7 @@ import numpy as np
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import SOURCE, EventMaker, IdKind
 from sekali.bench.options import Notify, Options, Report, Table
+from sekali.bench.pauses import WATCH
 
 COMMIT_ROWS_DEFAULT = 4000
 DUP_RATIO = 0.2
@@ -69,7 +70,7 @@ def measure(
                 for sql, values in statements:
                     connection.execute(sql, values)
                 connection.execute("COMMIT")
-                busy_s += time.perf_counter() - begun_s
+                busy_s += WATCH.since_s(begun_s)
                 rows += commit_rows
                 commits += 1
                 if busy_s >= seconds:

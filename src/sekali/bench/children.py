@@ -17,12 +17,13 @@ from typing import Any, Self
 import msgspec
 
 from sekali.bench.job import DRAIN_S, Job, LoadResult, Sample
+from sekali.bench.pauses import WATCH
 from sekali.errors import SekaliError
 from sekali.settings import ServerSettings, environment_names
 
 START_S = 600.0  # a store of many events may have an index to rebuild
 STOP_S = 120.0
-GRACE_S = 30.0
+GRACE_S = 120.0
 
 
 class BenchFailed(SekaliError):
@@ -125,7 +126,7 @@ class Server:
                 self.kill()
                 raise BenchFailed(f"the server did not start: {self.log_tail()}")
             time.sleep(0.005)
-        self.ready_s = time.perf_counter() - begun_s
+        self.ready_s = WATCH.since_s(begun_s)
 
     @property
     def pid(self) -> int:

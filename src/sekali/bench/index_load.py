@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sekali.bench import proc
 from sekali.bench.events import mix
+from sekali.bench.pauses import WATCH
 from sekali.ports import no_progress
 from sekali.stores.dedup import DedupIndex
 from sekali.stores.index_files import FolderFiles
@@ -66,6 +67,7 @@ class EmptyLog:
 
 def run(job: IndexJob) -> None:
     """Fill the index; a wrong answer ends the process."""
+    WATCH.start()
     folder = Path(job.folder)
     random = np.random.default_rng(1)
     # What the loop makes for itself is not the index's memory.
@@ -80,7 +82,7 @@ def run(job: IndexJob) -> None:
         index.make_room()
         positions, seqs = index.lookup(hashes)
         index.add(hashes[:NEW], keys + 1, keys + 1)
-        busy_s += time.perf_counter() - begun_s
+        busy_s += WATCH.since_s(begun_s)
         if dict(zip(positions.tolist(), seqs.tolist(), strict=True)) != expected:
             raise SystemExit(f"the index is wrong at {keys:,} keys: {len(positions)} found, {len(expected)} expected")
         keys, looked_up = keys + NEW, looked_up + len(hashes)

@@ -55,7 +55,8 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a run of load did. Counts are of the whole run; ``window_*``, processor times and latency of the window.
 
     ``unique`` is how many different events were sent, that is, how many must be stored. ``refused`` counts answers
-    503, each of which was sent again. ``failure`` says why a run was given up.
+    503, each of which was sent again, ``reconnects`` connections that the server closed. For ``paused_s`` the machine
+    stood still, which counts nowhere. ``failure`` says why a run was given up.
     """
 
     requests: int
@@ -73,6 +74,8 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
     server_cpu_s: float
     latency_ms: Latency
     samples: list[Sample]
+    paused_s: float = 0.0
+    reconnects: int = 0
     failure: str | None = None
 
     @property

@@ -7,12 +7,10 @@ answer waits. One line of JSON a progress on standard output, the last one the `
 import gc
 import re
 import select
-import socket
 import sys
 import time
 from array import array
 from collections import Counter, deque
-from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -20,14 +18,17 @@ from numpy.typing import NDArray
 
 from sekali.bench import proc
 from sekali.bench.arrivals import Arrivals, summarize
+from sekali.bench.connection import Connection, open_socket
 from sekali.bench.events import EVENT_BYTES, EventMaker
 from sekali.bench.job import DRAIN_S, Job, LoadResult, Sample
+from sekali.bench.pauses import Clock
 from sekali.bench.stream import Request, Requests, Stream
 
 SAMPLE_EVERY_S = 0.25
 MADE_AHEAD_BYTES_MAX = 64 * 1024 * 1024
 RETRY_S = 0.02
 SINGLES_PER_CHUNK = 500
+RECONNECTS_MAX = 20  # times the number of connections
 _HEAD = re.compile(rb"HTTP/1\.1 (\d\d\d).*?\r\ncontent-length: (\d+)(?:\r\n[^\r]+)*\r\n\r\n", re.DOTALL | re.IGNORECASE)
 _COUNTS = re.compile(rb'\{"received":\d+,"stored":(\d+),"duplicate":(\d+),"conflict":(\d+),"invalid":(\d+)')
 _COUNTS_BYTES_MAX = 120
@@ -37,18 +38,6 @@ Floats = NDArray[np.float64]
 
 class LoadFailed(Exception):
     """The load cannot go on, or an answer is not what it must be."""
-
-
-@dataclass(slots=True)
-class _Connection:
-    socket: socket.socket
-    request: memoryview = field(default_factory=lambda: memoryview(b""))
-    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
-    waits_to_send: bool = False
-    due_s: float = 0.0
-    head: bytes = b""  # of the answer, until its counts are there
-    body_left: int = 0  # of the answer, once they are
-    status: int = 0
 
 
 class Load:
@@ -74,10 +63,10 @@ class Load:
         )
         self._arrivals = None if job.rate is None else Arrivals(job.rate / job.batch, job.seed)
         self._made: deque[Request] = deque()
-        self._idle: list[_Connection] = []
-        self._retries: deque[tuple[float, _Connection]] = deque()
+        self._idle: deque[Connection] = deque()
+        self._retries: deque[tuple[float, Connection]] = deque()
         self._poll = select.epoll()
-        self._by_descriptor: dict[int, _Connection] = {}
+        self._by_descriptor: dict[int, Connection] = {}
         self._started = 0  # requests
         self._next_new = job.start  # the number of the first new event not yet sent
         self._answered = 0
@@ -85,6 +74,8 @@ class Load:
         self._refusal = ""
         self._answered_at_s, self._latencies_s = array("d"), array("d")
         self._samples: list[Sample] = []
+        self._clock = Clock()
+        self._reconnects = 0
         self._marks: list[tuple[float, int, float, float]] = []  # time, requests answered, own and server's CPU time
 
     def run(self) -> LoadResult:
@@ -93,7 +84,8 @@ class Load:
         self._connect()
         self._make_ahead()
         gc.disable()
-        self._begun_s = time.perf_counter()
+        self._clock.skip()
+        self._begun_s = self._clock.now_s()
         self._window_s = self._begun_s + self._job.warmup_s
         self._end_s = self._window_s + self._job.seconds
         if self._arrivals is not None:
@@ -106,19 +98,33 @@ class Load:
 
     def _connect(self) -> None:
         for _ in range(self._job.connections):
-            connection = _Connection(socket.create_connection((self._job.host, self._job.port)))
-            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-            connection.socket.setblocking(False)
-            self._by_descriptor[connection.socket.fileno()] = connection
-            self._poll.register(connection.socket, select.EPOLLIN)
+            connection = Connection(open_socket(self._job.host, self._job.port))
+            self._watch(connection)
             self._idle.append(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        self._by_descriptor[connection.socket.fileno()] = connection
+        self._poll.register(connection.socket, select.EPOLLIN)
+
+    def _reconnect(self, connection: Connection) -> None:
+        """Go on with another socket: servers close connections that were idle for long, as in a pause."""
+        self._reconnects += 1
+        if connection.within_answer or self._reconnects > RECONNECTS_MAX * self._job.connections:
+            raise LoadFailed("the server closed a connection")
+        del self._by_descriptor[connection.socket.fileno()]
+        self._poll.unregister(connection.socket)
+        connection.socket.close()
+        connection.socket, connection.waits_to_send = open_socket(self._job.host, self._job.port), False
+        self._watch(connection)
+        if connection.awaits:  # sending again is safe; were the answer lost and not the request, the counts would tell
+            connection.unsent = connection.request
+            self._send(connection)
 
     def _loop(self) -> None:
         next_sample_s = self._begun_s
         borders_s = (self._window_s, self._end_s)
         while True:
-            now_s = time.perf_counter()
+            now_s = self._clock.now_s()
             if len(self._marks) < len(borders_s) and now_s >= borders_s[len(self._marks)]:
                 self._mark(now_s)
             if now_s >= next_sample_s:
@@ -130,7 +136,7 @@ class Load:
             if now_s > self._end_s + DRAIN_S:
                 raise LoadFailed(f"not all was taken within {DRAIN_S:g} s; the last 503: {self._refusal or 'none'}")
             self._wait(now_s, sending_ended=sending_ended)
-        self._mark(time.perf_counter())
+        self._mark(self._clock.now_s())
 
     def _start(self, now_s: float) -> bool:
         """Send on the connections that are free, what is due; return whether there is nothing more to send."""
@@ -140,7 +146,7 @@ class Load:
             if now_s >= self._end_s or self._enough():
                 return True
             while self._idle and not self._enough():
-                self._begin(time.perf_counter())
+                self._begin(self._clock.now_s())
             return False
         while self._idle and (due_s := self._arrivals.next_s) <= now_s and due_s < self._end_s and not self._enough():
             self._arrivals.advance()
@@ -153,7 +159,7 @@ class Load:
     def _begin(self, due_s: float) -> None:
         if not self._made:
             self._make()
-        connection = self._idle.pop()
+        connection = self._idle.popleft()  # in turn, so that none is idle for long
         connection.request, self._next_new = self._made.popleft()
         connection.unsent = connection.request
         connection.due_s = due_s
@@ -186,7 +192,7 @@ class Load:
             if self._arrivals is not None and self._idle and not sending_ended:
                 wake_s = min(wake_s, self._arrivals.next_s)
             # select, because epoll rounds up to whole milliseconds. An epoll descriptor can itself be waited for.
-            select.select([self._poll.fileno()], [], [], max(wake_s - time.perf_counter(), 0))
+            select.select([self._poll.fileno()], [], [], max(wake_s - self._clock.now_s(), 0))
             ready = self._poll.poll(0)
         for descriptor, mask in ready:
             connection = self._by_descriptor[descriptor]
@@ -195,11 +201,15 @@ class Load:
             if mask & ~select.EPOLLOUT:
                 self._receive(connection)
 
-    def _send(self, connection: _Connection) -> None:
+    def _send(self, connection: Connection) -> None:
+        connection.awaits = True
         try:
             sent = connection.socket.send(connection.unsent)
         except BlockingIOError:
             sent = 0
+        except ConnectionError:
+            self._reconnect(connection)
+            return
         connection.unsent = connection.unsent[sent:]
         if connection.unsent:
             self._poll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
@@ -208,10 +218,14 @@ class Load:
             self._poll.modify(connection.socket, select.EPOLLIN)
             connection.waits_to_send = False
 
-    def _receive(self, connection: _Connection) -> None:
-        data = connection.socket.recv(_RECEIVE_BYTES)
-        if not data:
-            raise LoadFailed("the server closed a connection")
+    def _receive(self, connection: Connection) -> None:
+        try:
+            data = connection.socket.recv(_RECEIVE_BYTES)
+        except ConnectionError:
+            data = b""
+        if not data or not connection.awaits:  # unasked, an answer can only be 408
+            self._reconnect(connection)
+            return
         if connection.body_left:
             connection.body_left -= len(data)
         else:
@@ -239,8 +253,9 @@ class Load:
             if count != b"0":
                 self._counts[name] += int(count)
 
-    def _answer(self, connection: _Connection) -> None:
-        now_s = time.perf_counter()
+    def _answer(self, connection: Connection) -> None:
+        now_s = self._clock.now_s()
+        connection.awaits = False
         if connection.status == 503:
             connection.unsent = connection.request
             self._retries.append((now_s + RETRY_S, connection))
@@ -279,6 +294,8 @@ class Load:
             server_cpu_s=end[3] - begin[3],
             latency_ms=summarize(*self._window(begin[0], end[0])),
             samples=self._samples,
+            paused_s=self._clock.paused_s,
+            reconnects=self._reconnects,
             failure=failure,
         )
 

@@ -115,6 +115,8 @@ def figures_of(result: LoadResult, metrics: dict[str, float]) -> dict[str, Any]:
         "events": result.events,
         "unique": result.unique,
         "refused": result.refused,
+        "reconnects": result.reconnects,
+        "paused_s": result.paused_s,
         "server_us_per_event": per_event_us(result.server_cpu_s, result),
         "generator_us_per_event": per_event_us(result.generator_cpu_s, result),
         "generator_busy": result.generator_cpu_s / result.window_s,

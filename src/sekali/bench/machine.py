@@ -12,6 +12,8 @@ from typing import Any
 
 import apsw
 
+from sekali.bench.pauses import WATCH
+
 FSYNC_BYTES = 4096
 FSYNC_COUNT = 200
 
@@ -50,7 +52,7 @@ def time_fsync_ms(descriptor: int) -> float:
     begun_s = time.perf_counter()
     os.write(descriptor, bytes(FSYNC_BYTES))
     os.fsync(descriptor)
-    return (time.perf_counter() - begun_s) * 1000
+    return WATCH.since_s(begun_s) * 1000
 
 
 def _cpu_model() -> str:

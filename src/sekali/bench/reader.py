@@ -11,6 +11,7 @@ import numpy as np
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import TOPICS, EventMaker
 from sekali.bench.large import Kept
+from sekali.bench.pauses import WATCH
 
 PAGE = 100
 _DRAWN = 512
@@ -74,7 +75,7 @@ class Reader:
         self._connection.request("GET", path)
         response = self._connection.getresponse()
         body = response.read()
-        taken_ms = 1000 * (time.perf_counter() - begun_s)
+        taken_ms = 1000 * WATCH.since_s(begun_s)
         if response.status != 200:
             raise BenchFailed(f"GET {path} is {response.status}: {body[:500].decode(errors='replace')}")
         wanted = _EVENTS_WANTED.get(kind)
@@ -100,7 +101,7 @@ class Reader:
                 if not data:
                     raise BenchFailed(f"the export ended after {events:,} events of {events_max:,}")
                 events += data.count(b"\n")
-        taken_s = time.perf_counter() - begun_s
+        taken_s = WATCH.since_s(begun_s)
         self._connection.close()
         return events, taken_s
 

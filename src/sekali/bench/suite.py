@@ -11,6 +11,7 @@ from typing import Any
 from sekali.bench import ceiling, growth, index, ingest, latency, machine, reads, stall, targets
 from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report
+from sekali.bench.pauses import WATCH
 from sekali.bench.peers import side_by_side
 
 BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
@@ -54,8 +55,11 @@ def run(name: str, options: Options, out: Path, notify: Notify) -> tuple[dict[st
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="sekali-bench-", dir=options.db_dir) as probe:
         document: dict[str, Any] = {"bench": name, "machine": machine.facts(Path(probe)), "options": options.document()}
+    WATCH.start()
+    paused_before = len(WATCH.pauses)
     report = BENCHES[name](options, notify)
     document |= {
+        "pauses_s": [end_s - begin_s for begin_s, end_s in WATCH.pauses[paused_before:]],
         "targets": targets.to_documents(report.targets),
         "tables": [asdict(table) for table in report.tables],
         "figures": report.figures,

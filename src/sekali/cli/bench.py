@@ -108,6 +108,10 @@ def bench(
         output.write_json(document)
     else:
         _print_report(report)
+        if pauses_s := document.get("pauses_s"):
+            output.write_line(
+                f"note: the machine stood still {len(pauses_s)} times, {sum(pauses_s):.0f} s, not counted"
+            )
         output.write_line(f"written: {out / 'summary.json' if what is What.ALL else out / f'{what}.json'}")
     if failures:
         raise typer.Exit(output.EXIT_NOT_ALL)

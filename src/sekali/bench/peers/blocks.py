@@ -8,6 +8,7 @@ import numpy as np
 
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import EVENT_BYTES, SOURCE, TOPICS, EventMaker, IdKind
+from sekali.bench.pauses import WATCH
 from sekali.bench.stream import Stream
 
 DUP_RATIO = 0.2
@@ -106,7 +107,7 @@ def timed(send: Send, *, seconds: float, chunks: int, notify: Callable[[float], 
 def _send_checked(send: Send, block: Block) -> float:
     begun_s = time.perf_counter()
     new = send(block)
-    taken_s = time.perf_counter() - begun_s
+    taken_s = WATCH.since_s(begun_s)
     if new != block.new:
         raise BenchFailed(f"of {len(block)} events {block.new} are new, and it says {new}")
     return taken_s

@@ -29,7 +29,7 @@ def fastapi_service(folder: Path, options: Options, notify: Notify, *, queue_of:
     """
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "sekali.bench.peers.service:app", "--port", str(port)]
-    quiet = ["--no-access-log", "--log-level", "warning"]
+    quiet = ["--no-access-log", "--log-level", "warning", "--timeout-keep-alive", "60"]
     environment = {"BENCH_DB_PATH": str(folder / "peer.db"), "BENCH_QUEUE_OF": queue_of}
     with running([*command, *quiet], folder / "peer.log", lambda: listens(port), environment=environment):
         notify(f"FastAPI, a queue of {queue_of}", 0.0)
