@@ -1,7 +1,8 @@
 """What the tests of the dedup index share: a log to derive it from, hashes that collide, and what must be found."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from threading import Event, current_thread
 from typing import Self
 
 import numpy as np
@@ -11,10 +12,11 @@ from sekali.stores.dedup import DedupIndex
 from sekali.stores.identity import Hashes, HashIdentities
 from sekali.stores.index_files import Files
 from sekali.stores.index_run import RunDamaged
-from sekali.testing import FaultyFiles
+from sekali.testing import FaultyFiles, Operation
 
 LOG_ID = "0123456789abcdef0123456789abcdef"
 TOPIC = "topic"
+DEADLINE_S = 60  # only ever reached by a test that fails
 RUN_KEYS = 4  # so that a few events already make runs, and merges of runs
 
 
@@ -33,6 +35,12 @@ class ListLog:
         self.event_ids += event_ids
         self._times_ns += [at_ns] * len(event_ids)
         self.head += len(event_ids)
+
+    def copy(self) -> "ListLog":
+        """Return the same log, to be changed on its own."""
+        copy = ListLog(self.log_id)
+        copy.head, copy.event_ids, copy._times_ns = self.head, self.event_ids.copy(), self._times_ns.copy()
+        return copy
 
     def cut_back(self, head: int) -> None:
         """Return to an older state, as from a copy of it."""
@@ -81,12 +89,18 @@ class Story:
     ) -> None:
         self.files: Files = FaultyFiles() if files is None else files
         self.log = ListLog() if log is None else log
-        self._run_keys = run_keys
+        self.run_keys = run_keys
         self._hash_identities = hash_identities
         self.index = self._make_index()
 
     def _make_index(self) -> DedupIndex:
-        return DedupIndex(self.files, run_keys=self._run_keys, hash_identities=self._hash_identities, merge_share=1)
+        return DedupIndex(self.files, run_keys=self.run_keys, hash_identities=self._hash_identities, merge_share=1)
+
+    @property
+    def disk(self) -> FaultyFiles:
+        """The files, as what can fail."""
+        assert isinstance(self.files, FaultyFiles)
+        return self.files
 
     def recover(self) -> int:
         """Recover, and return how many rows of the log were read for it."""
@@ -131,6 +145,20 @@ class Story:
         positions, found = self.index.lookup(hashes)
         assert sorted(zip(positions.tolist(), found.tolist(), strict=True)) == expected
 
+    def assert_whole(self) -> None:
+        """Every event is among the candidates for its identity: as ``assert_exact``, and fast."""
+        hashes = self.hashes(self.log.event_ids)
+        positions, seqs = self.index.lookup(hashes)
+        assert np.unique(positions[seqs == positions + 1]).tolist() == list(range(self.log.head))
+
+    def settles(self) -> bool:
+        """Wait until all is written and merged, and tell whether that can be done."""
+        try:
+            self.index.settle()
+        except OSError:
+            return False
+        return True
+
     def assert_noticed(self) -> None:
         """Damage is noticed when a file is opened, or when it is read, and repaired from the log."""
         noticed = self.reopen() > 0
@@ -156,6 +184,23 @@ def filled(times: int, *, run_keys: int = RUN_KEYS) -> tuple[ListLog, dict[str, 
     with Story(files, run_keys=run_keys) as story:
         story.append_and_settle(times)
     return story.log, files.contents()
+
+
+def hold(files: FaultyFiles, wanted: Callable[[str], bool], thread: str = "sekali-index") -> tuple[Event, Event]:
+    """Hold a thread before an operation, as written in ``trace``. Return what tells that it waits, and what ends it."""
+    held, go_on = Event(), Event()
+
+    def before(operation: Operation, name: str) -> None:
+        if current_thread().name == thread and wanted(f"{operation} {name}"):
+            held.set()
+            assert go_on.wait(DEADLINE_S)
+
+    files.before = before
+    return held, go_on
+
+
+def run_name(first_seq: int, last_seq: int) -> str:
+    return f"{first_seq:016x}-{last_seq:016x}.run"
 
 
 def run_ranges(names: Iterable[str]) -> list[tuple[int, int]]:

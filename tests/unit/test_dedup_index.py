@@ -1,32 +1,34 @@
 """The dedup index as a whole: against a dict, with readers beside it, and while it is being made."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
-from indexes import RUN_KEYS, ListLog, Story, filled, run_ranges, same_hashes, weak_hashes
+from e2e.server import wait_until
+from indexes import DEADLINE_S, RUN_KEYS, ListLog, Story, filled, hold, run_ranges, same_hashes, weak_hashes
 from sekali.errors import Unavailable
 from sekali.stores.dedup import FROZEN_MAX
+from sekali.stores.identity import hash_identities
 from sekali.stores.index_files import FolderFiles
 from sekali.stores.index_run import RunDamaged
-from sekali.testing import FaultyFiles, Operation
+from sekali.testing import FaultyFiles
 
-DEADLINE_S = 60  # only ever reached by a test that fails
 MERGED = 4 * RUN_KEYS  # keys of the smallest merged run
 
 merges_seen: list[bool] = []
 
 
-@given(
-    st.lists(st.integers(1, 3 * RUN_KEYS) | st.sampled_from(["settle", "recover", "reopen", "delete"]), max_size=40),
-    st.sampled_from([None, 2, 3]),
-)
-@settings(deadline=None, max_examples=60)
+STEPS = st.integers(1, 3 * RUN_KEYS) | st.sampled_from(["settle", "recover", "reopen", "delete"])
+
+
+@given(st.lists(STEPS, max_size=40), st.sampled_from([None, 2, 3]))
+@example([2 * RUN_KEYS + 1] * 20, None)
+@example([RUN_KEYS] * 20, 2)
+@settings(deadline=None, max_examples=80)
 def as_in_a_dict(steps: list[int | str], distinct: int | None) -> None:
     files = FaultyFiles()
     with Story(files, hash_identities=same_hashes if distinct is None else weak_hashes(distinct)) as story:
@@ -52,7 +54,7 @@ def as_in_a_dict(steps: list[int | str], distinct: int | None) -> None:
 def test_finds_what_a_dict_finds_whatever_happens() -> None:
     merges_seen.clear()
     as_in_a_dict()
-    assert merges_seen.count(True) >= 10, "there were hardly any merges"
+    assert merges_seen.count(True) >= 2, "there were no merges"
 
 
 def test_on_a_real_folder(tmp_path: Path) -> None:
@@ -91,35 +93,18 @@ def test_starts_with_what_no_run_holds() -> None:
     empty.index.close()
 
 
-class Holder:
-    """Holds the index's own thread at the first operation of a kind, until it is told to go on."""
-
-    def __init__(self, files: FaultyFiles, wanted: Callable[[Operation, str], bool]) -> None:
-        self.held, self.go_on = threading.Event(), threading.Event()
-        self._wanted = wanted
-        files.before = self._before
-
-    def _before(self, operation: Operation, name: str) -> None:
-        if threading.current_thread().name == "sekali-index" and self._wanted(operation, name):
-            self.held.set()
-            assert self.go_on.wait(DEADLINE_S)
-
-    def wait(self) -> None:
-        assert self.held.wait(DEADLINE_S)
-
-
 def test_commits_and_lookups_do_not_wait_for_a_merge() -> None:
     files = FaultyFiles()
     with Story(files) as story:
         story.append_and_settle(3 * RUN_KEYS + 1)
-        held = Holder(files, lambda operation, name: operation == Operation.APPEND and name.startswith(f"{1:016x}-"))
+        held, go_on = hold(files, lambda step: step.startswith(f"append {1:016x}-"))
         story.append(RUN_KEYS)
-        held.wait()
+        assert held.wait(DEADLINE_S)
         assert any(name.endswith(".partial") for name in files.contents())
         for _ in range(FROZEN_MAX - 1):
             story.append(RUN_KEYS)
             story.assert_exact()
-        held.go_on.set()
+        go_on.set()
         story.index.settle()
         story.assert_exact()
         first, last = run_ranges(files.names())[0]
@@ -131,12 +116,12 @@ def test_a_full_table_is_written_before_a_merge_goes_on(monkeypatch: pytest.Monk
     files = FaultyFiles()
     with Story(files) as story:
         story.append_and_settle(3 * RUN_KEYS + 1)
-        held = Holder(files, lambda operation, name: operation == Operation.READ and name.startswith(f"{1:016x}-"))
+        held, go_on = hold(files, lambda step: step.startswith(f"read {1:016x}-"))
         story.append(RUN_KEYS)
-        held.wait()
+        assert held.wait(DEADLINE_S)
         story.append(RUN_KEYS)
         merged, later = (1, 3 * RUN_KEYS + 1), (3 * RUN_KEYS + 2, 4 * RUN_KEYS + 1)
-        held.go_on.set()
+        go_on.set()
         story.index.settle()
         steps = [step.removeprefix("rename ") for step in files.trace if step.startswith("rename")]
         renamed = [run_ranges([step])[0] for step in steps]
@@ -144,19 +129,40 @@ def test_a_full_table_is_written_before_a_merge_goes_on(monkeypatch: pytest.Monk
         story.assert_exact()
 
 
+def test_closing_does_not_wait_for_a_merge_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.stores.index_merge.SLICE_KEYS", 1)
+    files = FaultyFiles()
+    with Story(files) as story:
+        story.append_and_settle(3 * RUN_KEYS + 1)
+        held, go_on = hold(files, lambda step: step.startswith(f"read {1:016x}-"))
+        story.append(RUN_KEYS)
+        assert held.wait(DEADLINE_S)
+        closing = threading.Thread(target=story.index.close)
+        closing.start()
+        wait_until(lambda: story.index._closing, "the index is to close")
+        go_on.set()
+        closing.join(DEADLINE_S)
+        assert not closing.is_alive()
+        assert run_ranges(files.names()) == [(1, 4), (5, 8), (9, 12), (13, 13)] and len(files.names()) == 4
+        story.reopen()
+        story.index.settle()
+        assert len(files.names()) < 4
+        story.assert_exact()
+
+
 def test_commits_wait_when_too_many_tables_wait() -> None:
     files = FaultyFiles()
     with Story(files) as story:
-        held = Holder(files, lambda operation, name: operation == Operation.CREATE)
+        held, go_on = hold(files, lambda step: step.startswith("create"))
         for _ in range(FROZEN_MAX + 1):
             story.append(RUN_KEYS)
-        held.wait()
+        assert held.wait(DEADLINE_S)
         waiting = threading.Thread(target=story.append, args=(RUN_KEYS,))
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive() and story.log.head == (FROZEN_MAX + 1) * RUN_KEYS
         story.assert_exact()
-        held.go_on.set()
+        go_on.set()
         waiting.join(DEADLINE_S)
         assert not waiting.is_alive() and story.log.head == (FROZEN_MAX + 2) * RUN_KEYS
         story.index.settle()
@@ -234,3 +240,37 @@ def test_a_rebuild_that_is_stopped_goes_on_where_it_was() -> None:
     assert story.reopen() == 4 * RUN_KEYS + 3
     story.assert_exact()
     story.index.close()
+
+
+class TestKey:
+    def test_the_key_is_drawn_once_and_kept(self) -> None:
+        files = FaultyFiles()
+        with Story(files, hash_identities=hash_identities) as story:
+            story.append_and_settle(3 * RUN_KEYS)
+            before = story.hashes(story.log.event_ids)
+            assert story.reopen() == RUN_KEYS
+            assert story.hashes(story.log.event_ids).tolist() == before.tolist()
+            story.assert_exact()
+            for name in files.names():
+                files.remove(name)
+            story.recover()
+            assert story.index.lookup(before)[1].tolist() != []  # prepared before the recovery, used after it
+            assert story.hashes(story.log.event_ids).tolist() == before.tolist()
+            story.reopen(FaultyFiles())
+            assert not set(story.hashes(story.log.event_ids).tolist()) & set(before.tolist())
+
+    def test_runs_with_another_key_are_dropped(self) -> None:
+        """As when folders of two copies of a store were put together."""
+        log = ListLog()
+        one, two = FaultyFiles(), FaultyFiles()
+        with Story(one, log, hash_identities=hash_identities) as story:
+            story.append_and_settle(4 * RUN_KEYS - 1)
+        with Story(two, log, hash_identities=hash_identities):
+            pass
+        assert sorted(one.contents()) == sorted(two.contents()) and one.contents() != two.contents()
+        first, *others = sorted(one.contents())
+        mixed = {first: one.contents()[first]} | {name: two.contents()[name] for name in others}
+        log.ranges_read.clear()
+        with Story(FaultyFiles(mixed), log, hash_identities=hash_identities) as story:
+            assert log.ranges_read[0] == (RUN_KEYS + 1, 2 * RUN_KEYS)
+            story.assert_exact()
