@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint types reference clean
+.PHONY: serve test lint types reference performance clean
 
 serve: $(VENV)/ready
 	$(BIN)/sekali serve
@@ -22,6 +22,10 @@ types: $(VENV)/ready-dev
 # The pages of docs/reference that come from the code.
 reference: $(VENV)/ready-dev
 	$(BIN)/python scripts/reference.py
+
+# The figures of docs/performance.md, from what `sekali bench` left in bench/results.
+performance: $(VENV)/ready-dev
+	$(BIN)/python scripts/performance.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	scripts/make-venv $(PYTHON) $(VENV)

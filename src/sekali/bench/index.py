@@ -14,7 +14,7 @@ from sekali.bench.children import BenchFailed, watchdog_running
 from sekali.bench.index_load import IndexJob, Point
 from sekali.bench.large import require_disk
 from sekali.bench.options import Notify, Options, Report, Table
-from sekali.bench.targets import Target
+from sekali.bench.targets import BESIDE, Target
 
 SMALL_KEYS = 1_000_000
 POINTS = 100
@@ -124,7 +124,7 @@ def _targets(figures: dict[str, Any]) -> list[Target]:
             text="{:.2f} of its rate at 1 million",
         ),
         Target(
-            group=0,
+            group=BESIDE,
             what=f"private memory of the index, {size}, beyond a constant",
             measured=figures["private_bytes_per_key"],
             bound=4,
@@ -132,7 +132,7 @@ def _targets(figures: dict[str, Any]) -> list[Target]:
             at_most=True,
         ),
         Target(
-            group=0,
+            group=BESIDE,
             what=f"disk of the index, {size}, merges done",
             measured=figures["disk_bytes_per_key"],
             bound=20,

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+BESIDE = 8  # the group of what stands beside the list
 GROUPS = {
-    0: "index",
     1: "batches",
     2: "however much is stored",
     3: "single events",
@@ -14,11 +14,12 @@ GROUPS = {
     5: "disk",
     6: "peers",
     7: "no stall",
+    BESIDE: "index",
 }
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure to reach. ``group`` is its number in issue 3, 0 for what stands beside the list.
+    """One figure to reach. ``group`` is its number in issue 3, or ``BESIDE``.
 
     ``bound`` is the least that ``measured`` may be, or with ``at_most`` the most. ``measured`` is None where it could
     not be measured; ``text`` formats either, such as ``"{:,.0f} events/s"``.
