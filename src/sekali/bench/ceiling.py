@@ -55,16 +55,16 @@ def measure(
     folder: Path, tuning: Tuning, *, id_kind: IdKind = IdKind.UUID7, commit_rows: int, seconds: float
 ) -> CeilingRun:
     """Append rows to a new store in ``folder`` for ``seconds`` of busy time."""
-    connection = _new_store(folder / "ceiling.db", tuning)
-    columns = _columns(connection)
+    connection = new_store(folder / "ceiling.db", tuning)
+    columns = columns_of(connection)
     maker = EventMaker(1, id_kind)
     rows, commits, busy_s = 0, 0, 0.0
     try:
         while busy_s < seconds:
             count = max(_ROWS_MADE_AHEAD // commit_rows, 1) * commit_rows
-            flat = _rows(maker, rows, count, columns)
+            flat = make_rows(maker, rows, count, columns)
             for start in range(0, count, commit_rows):
-                statements = list(_statements(flat[start : start + commit_rows], tuning, columns))
+                statements = list(statements_of(flat[start : start + commit_rows], tuning, columns))
                 begun_s = time.perf_counter()
                 connection.execute("BEGIN IMMEDIATE")
                 for sql, values in statements:
@@ -127,7 +127,7 @@ def run(options: Options, notify: Notify) -> Report:
     )
 
 
-def _new_store(path: Path, tuning: Tuning) -> apsw.Connection:
+def new_store(path: Path, tuning: Tuning) -> apsw.Connection:
     connection = apsw.Connection(str(path))
     connection.pragma("journal_mode", "wal")
     connection.pragma("synchronous", "full")
@@ -136,12 +136,12 @@ def _new_store(path: Path, tuning: Tuning) -> apsw.Connection:
     return connection
 
 
-def _columns(connection: apsw.Connection) -> list[str]:
+def columns_of(connection: apsw.Connection) -> list[str]:
     """Return the columns of events in the table's order."""
     return [name for (name,) in connection.execute("SELECT name FROM pragma_table_info('events') ORDER BY cid")]
 
 
-def _rows(maker: EventMaker, start: int, count: int, columns: list[str]) -> list[tuple[Any, ...]]:
+def make_rows(maker: EventMaker, start: int, count: int, columns: list[str]) -> list[tuple[Any, ...]]:
     """Return ``count`` rows, the first with seq ``start + 1``."""
     made = maker.columns(np.arange(start, start + count))
     values: dict[str, Any] = {
@@ -160,7 +160,7 @@ def _rows(maker: EventMaker, start: int, count: int, columns: list[str]) -> list
     return list(zip(*(values[name] for name in columns), strict=True))
 
 
-def _statements(rows: list[tuple[Any, ...]], tuning: Tuning, columns: list[str]) -> Iterator[tuple[str, list[Any]]]:
+def statements_of(rows: list[tuple[Any, ...]], tuning: Tuning, columns: list[str]) -> Iterator[tuple[str, list[Any]]]:
     marks = f"({','.join('?' * len(columns))})"
     for start in range(0, len(rows), tuning.statement_rows):
         some = rows[start : start + tuning.statement_rows]
