@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -58,6 +59,7 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
 
     """
     configure_logging(settings.log_level)
+    gc.freeze()  # what is imported lives as long as the process: the collector need not look at it again and again
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(settings))
         store = open_store(settings)

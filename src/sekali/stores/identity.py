@@ -19,11 +19,8 @@ HashIdentities = Callable[[Sequence[str], Sequence[str], int], Hashes]
 def hash_identities(topics: Sequence[str], event_ids: Sequence[str], key: int) -> Hashes:
     """Return the hash of each (topic, event_id)."""
     seeds = {topic: _topic_seed(topic, key) for topic in set(topics)}
-    return np.fromiter(
-        map(xxhash.xxh3_64_intdigest, map(str.encode, event_ids), map(seeds.__getitem__, topics)),
-        np.uint64,
-        len(event_ids),
-    )
+    digests = map(xxhash.xxh3_64_digest, map(str.encode, event_ids), map(seeds.__getitem__, topics))
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 @lru_cache(maxsize=4096)

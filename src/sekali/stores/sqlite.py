@@ -22,7 +22,7 @@ from sekali.stores.sqlite_judge import Judge, together
 from sekali.stores.sqlite_log import LogSource
 from sekali.stores.sqlite_lookup import Rows
 from sekali.stores.sqlite_read import Readers
-from sekali.stores.sqlite_write import Writes, plan, write, write_counters
+from sekali.stores.sqlite_write import Writes, plan, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,9 @@ class SqliteStore:
             if self._checkpointer is not None:
                 self._checkpointer.between_commits()
             self._writer.execute("BEGIN IMMEDIATE")
-            for one in prepared:
-                self._conflict_bytes = write(self._writer, one.writes, self._conflict_bytes, self._conflict_bytes_max)
-            write_counters(self._writer, [one.writes for one in prepared])
+            self._conflict_bytes = write(
+                self._writer, [one.writes for one in prepared], self._conflict_bytes, self._conflict_bytes_max
+            )
             self._writer.execute("COMMIT")
         except (apsw.Error, OSError, RunDamaged) as error:
             with suppress(apsw.Error):  # after an I/O error SQLite may have rolled back by itself

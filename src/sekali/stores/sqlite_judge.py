@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import compress
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -47,14 +47,15 @@ class Judge:
 
     def assign_topics(self, known: dict[str, int], topics_max: int) -> None:
         """Give ids to topics that are new, as far as there is room, and refuse the events of the others."""
-        ids = [known.get(topic, 0) for topic in self._events.topics]
-        if 0 in ids:
+        found = list(map(known.get, self._events.topics))
+        if None in found:
             start = 0
             for batch in self._batches:
                 self._assign_new(batch, start, known, topics_max)
                 start += len(batch)
-            ids = [known.get(topic) or self.new_topics.get(topic, 0) for topic in self._events.topics]
-        self._topic_ids = ids
+            known = known | self.new_topics
+            found = [known.get(topic, 0) for topic in self._events.topics]
+        self._topic_ids = cast("list[int]", found)
 
     def _assign_new(self, batch: Batch, start: int, known: dict[str, int], topics_max: int) -> None:
         new = [topic for topic in dict.fromkeys(batch.topics) if topic not in known and topic not in self.new_topics]
@@ -82,19 +83,14 @@ class Judge:
         order = np.argsort(self.hashes)
         ordered = self.hashes[order]
         again = np.flatnonzero(ordered[1:] == ordered[:-1])
-        refused = np.fromiter(self._errors, np.intp, len(self._errors))
-        doubtful = np.unique(np.concatenate([positions, order[again], order[again + 1], refused]))
-        firsts = rows.fetch(candidates)
-        self.is_new[doubtful] = False
-        repeats = [
-            (position, first) for position in doubtful.tolist() if (first := self._judge(position, firsts)) is not None
-        ]
+        self.is_new[positions] = self.is_new[order[again]] = self.is_new[order[again + 1]] = False
+        self.is_new[list(self._errors)] = False
+        repeats = self._judge(np.flatnonzero(~self.is_new).tolist(), rows.fetch(candidates))
         self.first_seq = head + 1
         self.new_count = int(np.count_nonzero(self.is_new))
         self.seqs = (np.cumsum(self.is_new) + head).tolist()
         for position, (stored_seq, first_position, _, _) in repeats:
-            seq = self.seqs[first_position] if stored_seq is None else stored_seq
-            self.seqs[position] = seq
+            self.seqs[position] = seq = self.seqs[first_position] if stored_seq is None else stored_seq
             topic_id = self._topic_ids[position]
             if self.outcomes[position] is Outcome.DUPLICATE:
                 self.duplicate_seqs.append(seq)
@@ -103,22 +99,25 @@ class Judge:
                 events = self._events
                 self.variants.append(Variant(seq, topic_id, events.sources[position], events.payloads[position]))
 
-    def _judge(self, position: int, firsts: dict[Identity, First]) -> First | None:
-        """Judge one event, and return what holds its identity unless it is new or refused."""
-        if position in self._errors:
-            self.outcomes[position] = Outcome.INVALID
-            return None
-        events = self._events
-        identity = (self._topic_ids[position], events.event_ids[position])
-        source, payload = events.sources[position], events.payloads[position]
-        first = firsts.get(identity)
-        if first is None:
-            self.is_new[position] = True
-            firsts[identity] = (None, position, source, payload)
-            return None
-        same = first[2] == source and jsonvalue.equal(first[3], payload)
-        self.outcomes[position] = Outcome.DUPLICATE if same else Outcome.CONFLICT
-        return first
+    def _judge(self, doubtful: Sequence[int], firsts: dict[Identity, First]) -> list[tuple[int, First]]:
+        """Judge the events at these positions, and return those that are not new with what holds their identity."""
+        events, topic_ids, errors = self._events, self._topic_ids, self._errors
+        repeats: list[tuple[int, First]] = []
+        for position in doubtful:
+            if position in errors:
+                self.outcomes[position] = Outcome.INVALID
+                continue
+            identity = (topic_ids[position], events.event_ids[position])
+            source, payload = events.sources[position], events.payloads[position]
+            first = firsts.get(identity)
+            if first is None:
+                self.is_new[position] = True
+                firsts[identity] = (None, position, source, payload)
+                continue
+            same = first[2] == source and (first[3] == payload or jsonvalue.equal(first[3], payload))
+            self.outcomes[position] = Outcome.DUPLICATE if same else Outcome.CONFLICT
+            repeats.append((position, first))
+        return repeats
 
     def new_rows(self) -> Columns:
         """Return what is new, as rows to be stored."""

@@ -1,7 +1,6 @@
 """Rows of events by seq, for the judge: what holds an identity, and is its content the same?"""
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from sekali.stores.sqlite_file import close_quietly
 
 # How much of what was stored last stays in memory.
 RECENT_EVENTS_MAX = 65_536
-RECENT_COMMITS_MAX = 1024
+RECENT_GROUPS_MAX = 1024
 RECENT_BYTES_MAX = 16 * 1024 * 1024
 
 # Rows are fetched packed, in one step: each step of a statement gives the interpreter lock away and asks for it again.
@@ -52,41 +51,43 @@ class Recent:
     """The events that were stored last, in memory: a retry follows soon, and need not be looked up in the file."""
 
     def __init__(self) -> None:
-        self._commits: deque[tuple[int, Columns, int]] = deque()  # first seq, columns, bytes of payloads
-        self._first_seqs: deque[int] = deque()  # the same first seqs, to search in
+        self._first_seqs: list[int] = []  # of each group, to search in
+        self._groups: list[tuple[Columns, int]] = []  # with the bytes of their payloads
         self._events = 0
         self._bytes = 0
 
     def add(self, first_seq: int, columns: Columns, committed_seq: int) -> None:
         """Remember new events. Those above ``committed_seq`` stay, because no file holds them yet."""
         size = sum(map(len, columns.payloads))
-        self._commits.append((first_seq, columns, size))
         self._first_seqs.append(first_seq)
+        self._groups.append((columns, size))
         self._events += len(columns.payloads)
         self._bytes += size
-        while self._is_over_limit() and self._commits[1][0] <= committed_seq + 1:
-            _, oldest, size = self._commits.popleft()
-            self._first_seqs.popleft()
+        surplus = 0
+        while self._is_over_limit(surplus) and self._first_seqs[surplus + 1] <= committed_seq + 1:
+            oldest, size = self._groups[surplus]
             self._events -= len(oldest.payloads)
             self._bytes -= size
+            surplus += 1
+        del self._first_seqs[:surplus], self._groups[:surplus]
 
-    def _is_over_limit(self) -> bool:
-        return len(self._commits) > 1 and (
-            self._events > RECENT_EVENTS_MAX
-            or self._bytes > RECENT_BYTES_MAX
-            or len(self._commits) > RECENT_COMMITS_MAX
+    def _is_over_limit(self, surplus: int) -> bool:
+        count = len(self._groups) - surplus
+        return count > 1 and (
+            self._events > RECENT_EVENTS_MAX or self._bytes > RECENT_BYTES_MAX or count > RECENT_GROUPS_MAX
         )
 
     def take(self, seqs: Sequence[int], firsts: dict[Identity, First]) -> list[int]:
         """Put those events of ``seqs`` that are remembered into ``firsts``, and return the others."""
         others: list[int] = []
+        first_seqs, groups = self._first_seqs, self._groups
         for seq in seqs:
-            place = bisect_right(self._first_seqs, seq) - 1
+            place = bisect_right(first_seqs, seq) - 1
             if place < 0:
                 others.append(seq)
                 continue
-            first_seq, columns, _ = self._commits[place]
-            row = seq - first_seq
+            columns = groups[place][0]
+            row = seq - first_seqs[place]
             identity = (columns.topic_ids[row], columns.event_ids[row])
             firsts[identity] = (seq, 0, columns.sources[row], columns.payloads[row])
         return others

@@ -22,7 +22,7 @@ from sekali.stores.sqlite_lookup import Columns
 
 # A statement takes and gives back the interpreter lock once, whatever its number of rows. More rows than this and its
 # text would be too long for apsw's cache of prepared statements (16 KiB).
-ROWS_PER_STATEMENT_MAX = 512
+ROWS_PER_STATEMENT_MAX = 1024
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -66,7 +66,10 @@ def _inserts(rows: Columns, processed_at_ns: int) -> Iterator[tuple[str, tuple[A
 @cache
 def _insert(rows: int) -> str:
     # seq is the next one by itself; processed_at, ?1, is the same for all rows.
-    return "INSERT INTO events VALUES (NULL,?2,?,?,?1,?,?,?)" + ",(NULL,?,?,?,?1,?,?,?)" * (rows - 1)
+    return (
+        "INSERT INTO events SELECT NULL,column1,column2,column3,?1,column4,column5,column6 "
+        f"FROM (VALUES (?2,?,?,?,?,?){',(?,?,?,?,?,?)' * (rows - 1)})"
+    )
 
 
 def _figures(judge: Judge, rows: Columns) -> str:
@@ -92,8 +95,22 @@ def _figures(judge: Judge, rows: Columns) -> str:
     return msgspec.json.encode(list(figures.values())).decode()
 
 
-def write(connection: apsw.Connection, writes: Writes, conflict_bytes: int, conflict_bytes_max: int) -> int:
-    """Write one group, and return how many bytes of variants are kept after it."""
+def write(connection: apsw.Connection, groups: Sequence[Writes], conflict_bytes: int, conflict_bytes_max: int) -> int:
+    """Write all groups of a commit, and return how many bytes of variants are kept after it."""
+    for writes in groups:
+        conflict_bytes += _write_group(connection, writes)
+    conflict_bytes -= _drop_oldest_variants(connection, conflict_bytes - conflict_bytes_max)
+    counts = [sum(writes.counts[place] for writes in groups) for place in range(3)]
+    connection.execute(
+        "UPDATE log SET received = received + ?, stored = stored + ?, duplicate = duplicate + ?, "
+        "conflict = conflict + ?",
+        (sum(counts), *counts),
+    )
+    return conflict_bytes
+
+
+def _write_group(connection: apsw.Connection, writes: Writes) -> int:
+    """Write one group, and return how many bytes of variants it added."""
     if writes.topics:
         connection.executemany("INSERT INTO topics VALUES (?, ?, 0, 0, 0, ?, 0, ?)", writes.topics)
     for statement, values in writes.inserts:
@@ -104,9 +121,6 @@ def write(connection: apsw.Connection, writes: Writes, conflict_bytes: int, conf
             "SET count = count + 1, last_at_ns = excluded.last_at_ns",
             (writes.processed_at_ns, apsw.carray(writes.duplicate_seqs)),
         )
-    if writes.variants:
-        conflict_bytes = _write_variants(connection, writes.variants, writes.processed_at_ns, conflict_bytes)
-        conflict_bytes = _drop_oldest_variants(connection, conflict_bytes, conflict_bytes_max)
     connection.execute(
         "UPDATE topics SET stored = stored + (f.value ->> 1), duplicates = duplicates + (f.value ->> 2), "
         "conflicts = conflicts + (f.value ->> 3), first_seq = min(first_seq, f.value ->> 4), "
@@ -114,22 +128,11 @@ def write(connection: apsw.Connection, writes: Writes, conflict_bytes: int, conf
         "FROM json_each(?) f WHERE topic_id = (f.value ->> 0)",
         (writes.figures,),
     )
-    return conflict_bytes
+    return _write_variants(connection, writes.variants, writes.processed_at_ns)
 
 
-def write_counters(connection: apsw.Connection, groups: Sequence[Writes]) -> None:
-    """Add what all groups of a commit hold to the counters of the log."""
-    counts = [sum(writes.counts[place] for writes in groups) for place in range(3)]
-    connection.execute(
-        "UPDATE log SET received = received + ?, stored = stored + ?, duplicate = duplicate + ?, "
-        "conflict = conflict + ?",
-        (sum(counts), *counts),
-    )
-
-
-def _write_variants(
-    connection: apsw.Connection, variants: Sequence[Variant], processed_at_ns: int, conflict_bytes: int
-) -> int:
+def _write_variants(connection: apsw.Connection, variants: Sequence[Variant], processed_at_ns: int) -> int:
+    added = 0
     for seq, _, source, payload in variants:
         content_hash = hashlib.sha256(source.encode() + b"\0" + jsonvalue.canonical(payload)).digest()
         connection.execute(
@@ -142,14 +145,16 @@ def _write_variants(
                 "VALUES (?, ?, ?, ?, 1, ?, ?)",
                 (seq, content_hash, source, payload, processed_at_ns, processed_at_ns),
             )
-            conflict_bytes += len(payload) + len(source.encode())
-    return conflict_bytes
+            added += len(payload) + len(source.encode())
+    return added
 
 
-def _drop_oldest_variants(connection: apsw.Connection, conflict_bytes: int, conflict_bytes_max: int) -> int:
-    while conflict_bytes > conflict_bytes_max:
-        conflict_bytes -= connection.execute(
+def _drop_oldest_variants(connection: apsw.Connection, surplus: int) -> int:
+    """Drop variants until so many bytes are gone, and return how many are."""
+    dropped = 0
+    while dropped < surplus:
+        dropped += connection.execute(
             "DELETE FROM conflicts WHERE number = (SELECT min(number) FROM conflicts) "
             "RETURNING length(payload) + octet_length(source)"
         ).get
-    return conflict_bytes
+    return dropped
