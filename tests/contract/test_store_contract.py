@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from batches import CONFLICT, DUPLICATE, INVALID, STORED, batch, commit, publish, read_all
+from indexes import weak_hashes
 from sekali.errors import CommitUnknown
 from sekali.event import Verdict
 from sekali.ports import EventStore, Lifetime, Order, Position, Query, StoredEvent
@@ -30,12 +31,24 @@ def _sqlite(folder: Path, clock: FakeClock) -> EventStore:
     return SqliteStore(folder / "store.db", clock, topics_max=TOPICS_MAX, conflict_bytes_max=CONFLICT_BYTES_MAX)
 
 
+def _sqlite_colliding(folder: Path, clock: FakeClock) -> EventStore:
+    """Nearly all identities have the hash of another, and a few events already make runs and merges of runs."""
+    return SqliteStore(
+        folder / "store.db",
+        clock,
+        topics_max=TOPICS_MAX,
+        conflict_bytes_max=CONFLICT_BYTES_MAX,
+        hash_identities=weak_hashes(3),
+        run_keys=4,
+    )
+
+
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=[_memory, _sqlite], ids=["memory", "sqlite"])
+@pytest.fixture(params=[_memory, _sqlite, _sqlite_colliding], ids=["memory", "sqlite", "sqlite, colliding hashes"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[EventStore]:
     make: Make = request.param
     made = make(tmp_path, clock)

@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from batches import commit, read_all
 from sekali.event import Batch
 from sekali.ports import EventStore, Order, Query
+from sekali.stores.identity import HashIdentities, hash_identities
 from sekali.stores.memory import MemoryStore
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
@@ -52,6 +53,7 @@ class StoreMachine(RuleBasedStateMachine):
     """Publishes, republishes, crashes and recovers; after every step both stores must tell the same story."""
 
     sent = Bundle("sent")
+    hash_identities: HashIdentities = staticmethod(hash_identities)
 
     @initialize()
     def start(self) -> None:
@@ -64,7 +66,12 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self, path: Path) -> SqliteStore:
         self.path = path
         store = SqliteStore(
-            path, self.clock, topics_max=TOPICS_MAX, conflict_bytes_max=CONFLICT_BYTES_MAX, run_keys=RUN_KEYS
+            path,
+            self.clock,
+            topics_max=TOPICS_MAX,
+            conflict_bytes_max=CONFLICT_BYTES_MAX,
+            run_keys=RUN_KEYS,
+            hash_identities=self.hash_identities,
         )
         store.recover()
         return store

@@ -1,0 +1,63 @@
+"""The dedup index is made from a log in which rows are damaged or lost."""
+
+import shutil
+from pathlib import Path
+
+import apsw
+import pytest
+
+from batches import DUPLICATE, STORED, publish
+from sekali.errors import StoreBroken, Unavailable
+from sekali.ports import Query
+from sekali.stores.sqlite import SqliteStore
+from sekali.stores.sqlite_file import index_folder
+from sekali.testing import FakeClock
+
+EVENTS = 30
+RUN_KEYS = 4  # so that some of them are in runs, and the last ones in memory
+
+
+def open_store(path: Path) -> SqliteStore:
+    return SqliteStore(path, FakeClock(), topics_max=100, run_keys=RUN_KEYS)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A closed store."""
+    path = tmp_path / "store.db"
+    store = open_store(path)
+    store.recover()
+    publish(store, *[("a", str(seq)) for seq in range(1, EVENTS + 1)])
+    store.close()
+    return path
+
+
+def tamper(path: Path, statement: str) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute(statement)
+    connection.close()
+    shutil.rmtree(index_folder(path))
+
+
+@pytest.mark.parametrize("damage", ["event_id = CAST(x'ff' AS TEXT)", "topic_id = 99"])
+@pytest.mark.parametrize("damaged", [1, 8, EVENTS])
+def test_a_row_whose_identity_is_damaged_equals_nothing(path: Path, damage: str, damaged: int) -> None:
+    tamper(path, f"UPDATE events SET {damage} WHERE seq = {damaged}")
+    store = open_store(path)
+    store.recover()
+    others = [seq for seq in range(1, EVENTS + 1) if seq != damaged]
+    assert publish(store, *[("a", str(seq)) for seq in others]) == [(DUPLICATE, seq) for seq in others]
+    assert publish(store, ("a", str(damaged))) == [(STORED, EVENTS + 1)]
+    store.close()
+
+
+@pytest.mark.parametrize("lost", [1, RUN_KEYS, EVENTS - 1])
+def test_a_row_that_was_lost_is_named(path: Path, lost: int) -> None:
+    tamper(path, f"DELETE FROM events WHERE seq = {lost}")
+    store = open_store(path)
+    with pytest.raises(StoreBroken, match=r"has lost an event .* run sekali verify"):
+        store.recover()
+    with pytest.raises(Unavailable):
+        store.missing("a", ["1"])
+    assert len(store.read(Query()).events) == EVENTS - 1
+    store.close()
