@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from batches import DUPLICATE, STORED, batch, commit, publish, read_all
+from batches import DUPLICATE, STORED, batch, publish, read_all
 from e2e.server import wait_until
-from indexes import DEADLINE_S, run_ranges, weak_hashes
+from indexes import DEADLINE_S, run_ranges
 from sekali.errors import CommitUnknown, StoreBroken, Unavailable
 from sekali.event import Outcome
 from sekali.ports import Query
 from sekali.stores.dedup import FROZEN_MAX
-from sekali.stores.identity import HashIdentities, hash_identities
 from sekali.stores.index_files import Files
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
@@ -44,10 +43,8 @@ Open = Callable[..., SqliteStore]
 def open_store(tmp_path: Path, clock: FakeClock) -> Open:
     """Open a store, by default on ``store.db`` and with its index in a folder."""
 
-    def make(
-        path: Path = tmp_path / "store.db", index: Files | None = None, hashes: HashIdentities = hash_identities
-    ) -> SqliteStore:
-        store = SqliteStore(path, clock, topics_max=100, index_files=index, hash_identities=hashes, run_keys=RUN_KEYS)
+    def make(path: Path = tmp_path / "store.db", index: Files | None = None) -> SqliteStore:
+        store = SqliteStore(path, clock, topics_max=100, index_files=index, run_keys=RUN_KEYS)
         store.recover()
         return store
 
@@ -243,6 +240,27 @@ class TestOfAnotherTime:
             assert_sound(store, path, EVENTS)
             shutil.copy(saved, path)
 
+    def test_the_index_is_of_a_history_that_is_gone(self, open_store: Open, tmp_path: Path, clock: FakeClock) -> None:
+        """The log was restored and went on without the index, which then comes back."""
+        path, saved = tmp_path / "store.db", tmp_path / "saved" / "store.db"
+        store = open_store()
+        send(store, range(6))
+        store.close()
+        self.copy(path, saved)
+        store = open_store()
+        for number in range(20):
+            publish(store, ("a", f"lost {number}"))
+        store.close()
+        shutil.copy(saved, path)
+        index_folder(path).rename(tmp_path / "elsewhere")
+        clock.advance(1)
+        store = open_store()
+        assert send(store, range(6, EVENTS)) == stored(range(6, EVENTS))
+        store.close()
+        shutil.rmtree(index_folder(path))
+        (tmp_path / "elsewhere").rename(index_folder(path))
+        assert_sound(open_store(), path, EVENTS)
+
     def test_the_index_was_restored_and_the_log_was_not(self, open_store: Open, tmp_path: Path) -> None:
         path, saved = tmp_path / "store.db", tmp_path / "saved" / "store.db"
         store = open_store()
@@ -268,19 +286,3 @@ class TestOfAnotherTime:
         new = [publish(copy, ("a", f"new {number}"))[0] for number in range(EVENTS)]
         assert new == stored(range(EVENTS // 2, EVENTS + EVENTS // 2))
         assert_sound(copy, target, EVENTS // 2)
-
-
-@pytest.mark.parametrize("distinct", [2, 3])
-def test_another_identity_with_the_same_hash_is_another_event(open_store: Open, tmp_path: Path, distinct: int) -> None:
-    store = open_store(hashes=weak_hashes(distinct))
-    events = [(topic, f"{number}") for number in range(EVENTS) for topic in ("a", "b")]
-    assert publish(store, *events) == [(STORED, seq) for seq in range(1, 2 * EVENTS + 1)]
-    assert publish(store, *events[::-1]) == [(DUPLICATE, seq) for seq in range(2 * EVENTS, 0, -1)]
-    store.close()
-    store = open_store(hashes=weak_hashes(distinct))
-    answers = commit(store, batch(*events[:5], ("c", "0")), batch(("c", "0"), *events[5:9]))
-    outcomes = [verdict.outcome for answer in answers for verdict in answer]
-    assert outcomes == [*[DUPLICATE] * 5, STORED, *[DUPLICATE] * 5]
-    assert store.missing("b", ["0", "none", "29"]) == ["none"]
-    store.close()
-    assert audit(tmp_path / "store.db", lambda done, total: None).ok

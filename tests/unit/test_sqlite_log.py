@@ -7,6 +7,7 @@ import apsw
 import pytest
 
 from batches import DUPLICATE, STORED, publish
+from indexes import run_ranges
 from sekali.errors import StoreBroken, Unavailable
 from sekali.ports import Query
 from sekali.stores.sqlite import SqliteStore
@@ -36,13 +37,13 @@ def tamper(path: Path, statement: str) -> None:
     connection = apsw.Connection(str(path))
     connection.execute(statement)
     connection.close()
-    shutil.rmtree(index_folder(path))
 
 
 @pytest.mark.parametrize("damage", ["event_id = CAST(x'ff' AS TEXT)", "topic_id = 99"])
 @pytest.mark.parametrize("damaged", [1, 8, EVENTS])
 def test_a_row_whose_identity_is_damaged_equals_nothing(path: Path, damage: str, damaged: int) -> None:
     tamper(path, f"UPDATE events SET {damage} WHERE seq = {damaged}")
+    shutil.rmtree(index_folder(path))
     store = open_store(path)
     store.recover()
     others = [seq for seq in range(1, EVENTS + 1) if seq != damaged]
@@ -54,10 +55,25 @@ def test_a_row_whose_identity_is_damaged_equals_nothing(path: Path, damage: str,
 @pytest.mark.parametrize("lost", [1, RUN_KEYS, EVENTS - 1])
 def test_a_row_that_was_lost_is_named(path: Path, lost: int) -> None:
     tamper(path, f"DELETE FROM events WHERE seq = {lost}")
+    shutil.rmtree(index_folder(path))
     store = open_store(path)
     with pytest.raises(StoreBroken, match=r"has lost an event .* run sekali verify"):
         store.recover()
     with pytest.raises(Unavailable):
         store.missing("a", ["1"])
     assert len(store.read(Query()).events) == EVENTS - 1
+    store.close()
+
+
+def test_so_is_the_last_row_of_a_run(path: Path) -> None:
+    """By its time it is told whether a run is of this log."""
+    store = open_store(path)
+    store.recover()
+    publish(store, ("a", "next"), ("a", "next but one"))
+    store.close()
+    (_, last), *_ = run_ranges(run.name for run in index_folder(path).iterdir())
+    tamper(path, f"DELETE FROM events WHERE seq = {last}")
+    store = open_store(path)
+    with pytest.raises(StoreBroken, match=f"has lost an event between seq {last} and {last};"):
+        store.recover()
     store.close()
