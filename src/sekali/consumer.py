@@ -5,10 +5,10 @@
     event loop                                        writer thread
     submit() ─queue─> take what waits, prepare it ──> commit the groups in line together ──> answers, back on the loop
 
-Groups form by themselves: few are prepared ahead of the writer, so while it is busy requests wait, and whatever waits
-is prepared and committed together. The loop prepares by itself, because beside it another thread would mostly wait for
-the interpreter lock; with ``workers`` a thread does it, and the loop never waits for a disk. Either way there is one
-first-in first-out way. The consumer knows the store only as a port.
+Groups form by themselves: while the writer commits one, requests wait, and whatever waits is prepared and committed
+together. The loop prepares by itself, because beside it another thread would mostly wait for the interpreter lock; with
+``workers`` a thread does it, and the loop never waits for a disk. Either way there is one first-in first-out way. The
+consumer knows the store only as a port.
 """
 
 import asyncio
@@ -29,7 +29,9 @@ from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, no_progress
 
 PROBE_INTERVAL_S = 1.0
-GROUPS_AHEAD_MAX = 2  # one is being committed, the next is prepared meanwhile
+# Groups prepared and not committed yet. With more, preparing goes on beside a commit; measured, both then wait for the
+# interpreter lock so often that batches gain nothing and single events lose a third (docs/decisions/0008).
+GROUPS_AHEAD_MAX = 1
 
 log = structlog.get_logger("sekali.consumer")
 

@@ -85,17 +85,25 @@ class Batch(msgspec.Struct):
         return len(self.topics)
 
 
-def valid_columns(items: Sequence[EventIn], body_bytes: int, event_bytes_max: int) -> Batch | None:
+def valid_columns(items: list[EventIn], body_bytes: int, event_bytes_max: int) -> Batch | None:
     """Check columns whole, in few calls and a bounded time: the batch of all items, or None where that leaves a doubt.
 
-    None only means that ``validate`` has to look at each item. ``body_bytes`` is the length of what they came in, and
-    no event is longer: JSON never takes less room than what it stands for.
+    None only means that ``validate`` has to look at each item, decoded anew: ``items`` is emptied on the way, so that
+    its memory serves for what comes next. ``body_bytes`` is the length of what they came in, and no event is longer:
+    JSON never takes less room than what it stands for.
     """
-    topics = [item.topic for item in items]
+    try:
+        timestamps_ns = parse_timestamps([item.timestamp for item in items])
+    except ValueError:
+        return None
+    one: dict[str, str] = {}  # of equal texts one is enough
+    keep = one.setdefault
+    topics = [keep(topic, topic) for topic in [item.topic for item in items]]
+    sources = [keep(source, source) for source in [item.source or "" for item in items]]
     event_ids = [item.event_id for item in items]
-    sources = [item.source or "" for item in items]
     source_seqs = [item.source_seq for item in items]
     payloads = [bytes(item.payload) for item in items]
+    items.clear()
     if not (
         _are_plain(event_ids)
         and not any(map(topic_fault, set(topics)))
@@ -109,10 +117,6 @@ def valid_columns(items: Sequence[EventIn], body_bytes: int, event_bytes_max: in
         return None
     clean = clean_payloads(payloads)
     if clean is None:
-        return None
-    try:
-        timestamps_ns = parse_timestamps([item.timestamp for item in items])
-    except ValueError:
         return None
     return Batch(topics, event_ids, timestamps_ns, sources, source_seqs, clean)
 

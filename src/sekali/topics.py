@@ -16,9 +16,14 @@ _PATTERN = re.compile(rf"(?:{_SEGMENT}|\*\*?)(?:/(?:{_SEGMENT}|\*\*?))*", re.ASC
 _ALPHABET = "letters, digits and ._~:@=-"
 
 
-@lru_cache(maxsize=4096)
 def topic_fault(topic: str) -> str | None:
     """Say what is wrong with a topic name, or None for a good one."""
+    # A long one is not kept: it would hold the cache's memory against everybody else.
+    return _topic_fault(topic) if len(topic) <= TOPIC_BYTES_MAX else _topic_fault.__wrapped__(topic)
+
+
+@lru_cache(maxsize=4096)
+def _topic_fault(topic: str) -> str | None:
     if _TOPIC.fullmatch(topic) is None:
         return f"not a topic: segments of {_ALPHABET}, separated by single slashes"
     return _path_fault(topic)

@@ -48,7 +48,7 @@ class _Table:
     """A hash table and the range of seqs it covers, which starts at ``first_seq``."""
 
     def __init__(self, first_seq: int, keys_max: int) -> None:
-        self.keys = HashTable(keys_max)
+        self.keys = HashTable(first_seq, keys_max)
         self.first_seq = first_seq
         self.processed_at_ns = 0  # of its last event
 
@@ -136,7 +136,7 @@ class DedupIndex:
             assert first_seq == self._table.last_seq + 1
             if len(self._table.keys) + len(hashes) > self._table.keys.keys_max:
                 self._freeze(max(self._run_keys, len(hashes)))
-            self._table.keys.add(hashes, np.arange(first_seq, first_seq + len(hashes)))
+            self._table.keys.add(hashes)
             self._table.processed_at_ns = processed_at_ns
 
     def _freeze(self, keys_max: int) -> None:

@@ -10,39 +10,37 @@ Positions = npt.NDArray[np.intp]
 
 
 class HashTable:
-    """Hashes to seqs with open addressing and linear probing; a hash may be there any number of times.
+    """Hashes of consecutive seqs, from ``first_seq`` on, with open addressing and linear probing.
 
-    It holds ``keys_max`` keys in twice as many slots, rounded up to a power of two, of 16 bytes each. One thread adds;
-    lookups by other threads need a lock.
+    A hash may be there any number of times. It holds ``keys_max`` keys: 8 bytes for each hash, and 4 for each slot, of
+    which there are twice as many, rounded up to a power of two. One thread adds; lookups by others need a lock.
     """
 
-    def __init__(self, keys_max: int) -> None:
+    def __init__(self, first_seq: int, keys_max: int) -> None:
         slots = 1 << (2 * keys_max - 1).bit_length()
-        self._mask = np.uint64(slots - 1)
-        self._hashes: Hashes = np.zeros(slots, np.uint64)
-        self._seqs: Seqs = np.zeros(slots, np.int64)  # 0: the slot is empty
-        self._count = 0
+        self.first_seq = first_seq
         self.keys_max = keys_max
+        self._count = 0
+        self._hashes: Hashes = np.empty(keys_max, np.uint64)  # in the order of the seqs
+        self._slots: npt.NDArray[np.int32] = np.zeros(slots, np.int32)  # 1 + place in hashes; 0: empty
+        self._mask = np.uint64(slots - 1)
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, hashes: Hashes, seqs: Seqs) -> None:
-        """Add keys; there must be room for them. Seqs are above 0 and each is added once."""
-        self._count += len(hashes)
-        assert self._count <= self.keys_max
+    def add(self, hashes: Hashes) -> None:
+        """Add the hashes of the next seqs; there must be room for them."""
+        start, end = self._count, self._count + len(hashes)
+        assert end <= self.keys_max
+        self._hashes[start:end] = hashes
+        self._count = end
+        entries = np.arange(start + 1, end + 1, dtype=np.int32)
         slots = hashes & self._mask
-        while len(hashes):
-            free = np.flatnonzero(self._seqs[slots] == 0)
-            free_slots, free_seqs = slots[free], seqs[free]
-            self._seqs[free_slots] = free_seqs
-            won = self._seqs[free_slots] == free_seqs  # of those that met in one slot, one
-            placed = free[won]
-            self._hashes[free_slots[won]] = hashes[placed]
-            left = np.ones(len(hashes), np.bool_)
-            left[placed] = False
-            hashes, seqs = hashes[left], seqs[left]
-            slots = (slots[left] + np.uint64(1)) & self._mask
+        while len(entries):
+            free = self._slots[slots] == 0
+            self._slots[slots[free]] = entries[free]
+            left = np.flatnonzero(self._slots[slots] != entries)  # of those that met in one slot, one has it
+            entries, slots = entries[left], (slots[left] + np.uint64(1)) & self._mask
 
     def find(self, hashes: Hashes) -> tuple[Positions, Seqs]:
         """Return every key with one of the hashes, as positions among ``hashes`` and seqs."""
@@ -50,19 +48,18 @@ class HashTable:
         slots = hashes & self._mask
         positions = np.arange(len(hashes))
         while len(positions):
-            seqs = self._seqs[slots]
-            taken = seqs != 0  # the first empty slot ends the search
-            positions, slots, seqs = positions[taken], slots[taken], seqs[taken]
-            hit = self._hashes[slots] == hashes[positions]
-            if hit.any():
-                found.append((positions[hit], seqs[hit]))
+            entries = self._slots[slots]
+            taken = np.flatnonzero(entries)  # the first empty slot ends the search
+            positions, slots, entries = positions[taken], slots[taken], entries[taken]
+            hit = np.flatnonzero(self._hashes[entries - 1] == hashes[positions])
+            if len(hit):
+                found.append((positions[hit], entries[hit].astype(np.int64) + (self.first_seq - 1)))
             slots = (slots + np.uint64(1)) & self._mask
         return join(found)
 
     def items(self) -> tuple[Hashes, Seqs]:
-        """Return all keys and their seqs, in no order."""
-        taken = self._seqs != 0
-        return self._hashes[taken], self._seqs[taken]
+        """Return all keys and their seqs."""
+        return self._hashes[: self._count], np.arange(self.first_seq, self.first_seq + self._count)
 
 
 def join(found: list[tuple[Positions, Seqs]]) -> tuple[Positions, Seqs]:

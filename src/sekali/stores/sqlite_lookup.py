@@ -11,7 +11,7 @@ from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_file import close_quietly
 
 # How much of what was stored last stays in memory.
-RECENT_EVENTS_MAX = 65_536
+RECENT_EVENTS_MAX = 16_384
 RECENT_GROUPS_MAX = 1024
 RECENT_BYTES_MAX = 16 * 1024 * 1024
 

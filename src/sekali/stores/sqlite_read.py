@@ -134,8 +134,8 @@ class Readers:
         """See ``EventStore.summary``."""
         with self.snapshot() as connection:
             row = connection.execute(
-                "SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events), (SELECT count(*) FROM topics), "
-                "received, stored, duplicate, conflict FROM log"
+                "SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events), "
+                "(SELECT coalesce(max(topic_id), 0) FROM topics), received, stored, duplicate, conflict FROM log"
             ).get
         log_id, head, topics_count, *counts = row
         return Summary(log_id, head, topics_count, Lifetime(*counts))
