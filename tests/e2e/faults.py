@@ -7,18 +7,21 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sekali import service
 from sekali.event import Verdict
-from sekali.ports import EventStore
+from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
+from sekali.stores.sqlite import SqliteStore
 from sekali.testing import DuplicatingStore, FailingStore, HookedStore, WrappedStore
 
 FAULT_FILE = Path(os.environ["FAULT_FILE"])
 SLOW_COMMIT_S = 0.1
+RUN_KEYS = 16
 
 
 class FailsWhileTold(FailingStore):
@@ -47,6 +50,24 @@ class HeldWhileTold(WrappedStore):
         return super().commit(prepared)
 
 
+class RebuildHeldWhileTold(WrappedStore):
+    """Holds the making of the dedup index back after its first part while the file is there."""
+
+    def recover(self, progress: Progress = no_progress) -> None:
+        def report(done: int, total: int) -> None:
+            progress(done, total)
+            while FAULT_FILE.exists():
+                threading.Event().wait(0.005)
+                progress(done, total)  # which ends it when the server stops
+
+        super().recover(report)
+
+
+def _open_with_small_runs(settings: ServerSettings) -> EventStore:
+    """Open a store in which a few events already make runs of the dedup index, and merges of runs."""
+    return SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max, run_keys=RUN_KEYS)
+
+
 def _die_while_told(_: int) -> None:
     if FAULT_FILE.exists():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -59,12 +80,19 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "held": HeldWhileTold,
     "killed-after-commit": lambda store: HookedStore(store, _die_while_told),
     "duplicating": DuplicatingStore,
+    "small-runs": WrappedStore,
+    "held-rebuild": RebuildHeldWhileTold,
+}
+OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
+    "small-runs": _open_with_small_runs,
+    "held-rebuild": _open_with_small_runs,
 }
 
 
 def main() -> int:
-    wrap = STORES[sys.argv[1]]
-    return service.serve(ServerSettings(), lambda settings: wrap(service.open_store(settings)))
+    kind = sys.argv[1]
+    open_store = OPEN.get(kind, service.open_store)
+    return service.serve(ServerSettings(), lambda settings: STORES[kind](open_store(settings)))
 
 
 if __name__ == "__main__":
