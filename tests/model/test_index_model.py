@@ -135,6 +135,6 @@ class CollidingMachine(IndexMachine):
 
 
 TestIndexModel = IndexMachine.TestCase
-TestIndexModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, print_blob=True)
+TestIndexModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None, print_blob=True)
 TestCollidingHashes = CollidingMachine.TestCase
-TestCollidingHashes.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, print_blob=True)
+TestCollidingHashes.settings = settings(max_examples=25, stateful_step_count=30, deadline=None, print_blob=True)

@@ -19,7 +19,7 @@ EVENTS = 3 * RUN_KEYS + 1  # three runs, and one key in memory: one more run and
 
 @pytest.fixture(autouse=True)
 def retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekali.stores.dedup.RETRY_S", 0.001)
+    monkeypatch.setattr("sekali.stores.dedup.RETRY_S", 0.01)
 
 
 @pytest.fixture
@@ -157,8 +157,7 @@ class TestEveryStep:
         assert met >= STEPS
         assert story.log.head == 5 * self.RUN_KEYS and run_ranges(story.disk.contents()) == [(1, 4 * self.RUN_KEYS)]
 
-    @pytest.mark.parametrize("lasting", [False, True])
-    @pytest.mark.parametrize("partly", [False, True])
+    @pytest.mark.parametrize(("lasting", "partly"), [(False, True), (True, False)])
     def test_an_error(self, lasting: bool, partly: bool) -> None:
         """One operation fails, or all from one on until it was noticed. The index does what it would do in a store."""
         met: set[str] = set()

@@ -57,7 +57,7 @@ def arange(first: int, hashes: Hashes) -> Seqs:
 
 class TestHashTable:
     @given(st.lists(hash_arrays(), max_size=3))
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=15)
     def test_finds_what_was_added(self, batches: list[Hashes]) -> None:
         hashes = np.concatenate([np.empty(0, np.uint64), *batches])
         table = HashTable(7, max(len(hashes), 1))

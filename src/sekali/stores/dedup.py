@@ -60,7 +60,8 @@ class _Table:
 class DedupIndex:
     """Finds candidates for identities. ``recover`` comes first.
 
-    One thread calls ``recover``, ``make_room``, ``add`` and ``close``; any thread may call ``lookup``.
+    ``recover``, ``add`` and ``close`` are called one after the other; any thread may call the other methods. Events may
+    be added before they are committed: ``recover`` drops what the log does not hold.
     """
 
     def __init__(
