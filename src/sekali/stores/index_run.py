@@ -110,7 +110,7 @@ class RunWriter:
         blocks = np.empty((len(hashes) // BLOCK_KEYS, BLOCK_BYTES), np.uint8)
         blocks[:, :_OFFSETS_AT] = hashes.reshape(-1, BLOCK_KEYS).view(np.uint8)
         blocks[:, _OFFSETS_AT:] = offsets.reshape(-1, BLOCK_KEYS).view(np.uint8)
-        self._fences.append(hashes[::BLOCK_KEYS])
+        self._fences.append(hashes[::BLOCK_KEYS].copy())  # a view would keep all of the hashes
         view = blocks.reshape(-1).data
         self._checksums += _block_checksums(view)
         for start in range(0, len(view), SYNC_BYTES):
@@ -130,11 +130,13 @@ class RunWriter:
         if len(hashes):
             fill = BLOCK_KEYS - len(hashes)
             self._write_blocks(np.pad(hashes, (0, fill)), np.pad(offsets, (0, fill)))
-        parts = np.concatenate([self._filter, *self._fences, np.array(self._checksums, np.uint64)])
-        checksum = xxhash.xxh3_64_intdigest(parts.data)
-        for start in range(0, len(parts), SYNC_BYTES // 8):
-            self._append(parts[start : start + SYNC_BYTES // 8].data.cast("B"))
-        trailer = _TRAILER.pack(_MAGIC, *astuple(self._run_id), len(self._filter), checksum)
+        checksum = xxhash.xxh3_64()
+        for part in (self._filter, np.concatenate(self._fences), np.array(self._checksums, np.uint64)):
+            for start in range(0, len(part), SYNC_BYTES // 8):
+                data = part[start : start + SYNC_BYTES // 8].data.cast("B")
+                checksum.update(data)
+                self._append(data)
+        trailer = _TRAILER.pack(_MAGIC, *astuple(self._run_id), len(self._filter), checksum.intdigest())
         self._append(trailer + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(trailer)))
         self._file.sync()
         self._file.close()
