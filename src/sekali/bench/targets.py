@@ -19,7 +19,7 @@ GROUPS = {
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure to reach. ``group`` is its number in issue 3, or ``BESIDE``.
+    """One figure to reach. ``group`` is its number, or ``BESIDE``.
 
     ``bound`` is the least that ``measured`` may be, or with ``at_most`` the most. ``measured`` is None where it could
     not be measured; ``text`` formats either, such as ``"{:,.0f} events/s"``.
