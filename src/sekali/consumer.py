@@ -333,7 +333,7 @@ class Consumer:
 
     def _recover(self) -> None:
         """When it is time, recover the store and try a real commit, of what still has to be committed if anything."""
-        if self._clock_s() < self._probe_at_s:
+        if self._clock_s() < self._probe_at_s or (self._stopping.is_set() and not self._retry):
             return
         retry, self._retry = self._retry, []
         self._generation += 1
