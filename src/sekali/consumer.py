@@ -286,6 +286,7 @@ class Consumer:
                 self._try_commit(tickets, lambda: [group.prepared for group in groups], len(groups))
         if last.failure is not None:
             if isinstance(last.failure, CommitUnknown):
+                log.error("prepare failed", reason=str(last.failure))
                 self._in_trouble(str(last.failure))
             self._give_back(last.tickets, last.failure, 1)
 

@@ -36,4 +36,4 @@ def test_the_bytes_of_a_run() -> None:
     write_sorted(files, "a.run", run_id, hashes, np.arange(1, 301))
     data = files.contents()["a.run"]
     assert data[-96:-88] == b"SEKARUN1"
-    assert hashlib.sha256(data).hexdigest() == "4aa2b60bb4e8c3a375634f2483e9cb8974f06acec9ecfc0c488e1e2ea92828ce"
+    assert hashlib.sha256(data).hexdigest() == "0f4610dbafea33b9b21290954b0c49007fc0dac064773fe6a2d5ef9307614f0a"

@@ -119,13 +119,25 @@ def test_events_of_a_commit_that_failed_leave_nothing_behind(
         publish(failing, *[("a", f"lost {number}") for number in range(3 * RUN_KEYS)])
     if settled:
         prepared = store.prepare([batch(("a", "void"))])
-        assert prepared.head == 5 + 3 * RUN_KEYS + 1
+        assert prepared.writes.last_seq == 5 + 3 * RUN_KEYS + 1
         wait_until(lambda: (6, 5 + 3 * RUN_KEYS) in run_ranges(index.contents()), "they are in a run")
     store.recover()
     assert send(store, range(5, EVENTS)) == stored(range(5, EVENTS))
     assert store.missing("a", ["lost 0", "void"]) == ["lost 0", "void"]
     store.close()
     assert_sound(open_store(index=index), tmp_path / "store.db", EVENTS)
+
+
+def test_what_is_committed_in_another_order_than_it_was_prepared_is_refused(open_store: Open) -> None:
+    store = open_store()
+    first, second = store.prepare([batch(("a", "1"))]), store.prepare([batch(("a", "2"), ("a", "3"))])
+    with pytest.raises(CommitUnknown, match="seq 2, and 3 was told"):
+        store.commit([second])
+    store.recover()
+    assert store.summary().head == 0
+    assert publish(store, ("a", "2"), ("a", "1")) == [(STORED, 1), (STORED, 2)]
+    del first
+    store.close()
 
 
 def test_a_full_disk_under_the_index(open_store: Open, tmp_path: Path) -> None:

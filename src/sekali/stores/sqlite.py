@@ -22,16 +22,15 @@ from sekali.stores.sqlite_judge import Judge, together
 from sekali.stores.sqlite_log import LogSource
 from sekali.stores.sqlite_lookup import Rows
 from sekali.stores.sqlite_read import Readers
-from sekali.stores.sqlite_write import Writes, plan, write
+from sekali.stores.sqlite_write import SeqsDiffer, Writes, plan, write
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Batches that are judged, and all that is left to write. ``head`` is the last seq once it is written."""
+    """Batches that are judged, and all that is left to write."""
 
     writes: Writes
     verdicts: list[list[Verdict]]
-    head: int
 
 
 class SqliteStore:
@@ -126,13 +125,17 @@ class SqliteStore:
         writes = plan(judge, rows, processed_at_ns)
         ends = list(accumulate(map(len, batches), initial=0))
         verdicts = judge.verdicts()
-        if judge.new_count:
-            self._rows.remember(judge.first_seq, rows)
-            self._index.add(judge.hashes[judge.is_new], judge.first_seq, processed_at_ns)
-            self._head += judge.new_count
-            self._processed_at_ns = processed_at_ns
-        self._topic_ids.update(judge.new_topics)
-        return Prepared(writes, [verdicts[start:end] for start, end in pairwise(ends)], self._head)
+        prepared = Prepared(writes, [verdicts[start:end] for start, end in pairwise(ends)])
+        # From here on the next group is judged as if this one were stored.
+        try:
+            if judge.new_count:
+                self._rows.remember(judge.first_seq, rows)
+                self._index.add(judge.hashes[judge.is_new], judge.first_seq, processed_at_ns)
+                self._head, self._processed_at_ns = writes.last_seq, processed_at_ns
+            self._topic_ids.update(judge.new_topics)
+        except Exception as error:  # half done is worse than not: everything has to start over
+            raise CommitUnknown(f"an internal error: {error!r}") from error
+        return prepared
 
     def commit(self, prepared: Sequence[Prepared]) -> list[list[Verdict]]:
         try:
@@ -144,12 +147,12 @@ class SqliteStore:
                 self._writer, [one.writes for one in prepared], self._conflict_bytes, self._conflict_bytes_max
             )
             self._writer.execute("COMMIT")
-        except (apsw.Error, OSError, RunDamaged) as error:
+        except (apsw.Error, OSError, RunDamaged, SeqsDiffer) as error:
             with suppress(apsw.Error):  # after an I/O error SQLite may have rolled back by itself
                 self._writer.execute("ROLLBACK")
             raise CommitUnknown(f"commit failed: {error}") from error
         if prepared and self._rows is not None:
-            self._rows.committed_seq = prepared[-1].head
+            self._rows.committed_seq = prepared[-1].writes.last_seq
         return [verdicts for one in prepared for verdicts in one.verdicts]
 
     def read(self, query: Query) -> Page:

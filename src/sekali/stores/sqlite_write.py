@@ -37,6 +37,11 @@ class Writes:
     figures: str  # of topics, as JSON
     counts: tuple[int, int, int]  # stored, duplicate, conflict
     processed_at_ns: int
+    last_seq: int  # of the log once it is written; SQLite gives seqs out, and has to come to the same
+
+
+class SeqsDiffer(Exception):
+    """What was judged does not fit what is stored: groups were written in another order than they were judged."""
 
 
 def plan(judge: Judge, rows: Columns, processed_at_ns: int) -> Writes:
@@ -49,6 +54,7 @@ def plan(judge: Judge, rows: Columns, processed_at_ns: int) -> Writes:
         _figures(judge, rows),
         (judge.new_count, len(judge.duplicate_seqs), len(judge.variants)),
         processed_at_ns,
+        judge.first_seq + judge.new_count - 1,
     )
 
 
@@ -115,6 +121,8 @@ def _write_group(connection: apsw.Connection, writes: Writes) -> int:
         connection.executemany("INSERT INTO topics VALUES (?, ?, 0, 0, 0, ?, 0, ?)", writes.topics)
     for statement, values in writes.inserts:
         connection.execute(statement, values)
+    if writes.inserts and connection.last_insert_rowid() != writes.last_seq:
+        raise SeqsDiffer(f"the last event got seq {connection.last_insert_rowid()}, and {writes.last_seq} was told")
     if len(writes.duplicate_seqs):
         connection.execute(
             "INSERT INTO duplicates SELECT value, 1, ? FROM carray(?) WHERE true ON CONFLICT (seq) DO UPDATE "
