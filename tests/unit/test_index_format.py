@@ -36,4 +36,4 @@ def test_the_bytes_of_a_run() -> None:
     write_sorted(files, "a.run", run_id, hashes, np.arange(1, 301))
     data = files.contents()["a.run"]
     assert data[-96:-88] == b"SEKARUN1"
-    assert hashlib.sha256(data).hexdigest() == "0f4610dbafea33b9b21290954b0c49007fc0dac064773fe6a2d5ef9307614f0a"
+    assert hashlib.sha256(data).hexdigest() == "bba1841f03860595586db3e7128d37705a2f3e2c980ea842f2eefa5039d2c052"

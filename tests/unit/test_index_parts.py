@@ -135,7 +135,7 @@ class TestRun:
         files.trace.clear()
         for start in range(0, len(absent), 10):
             assert find(run, absent[start : start + 10]) == []
-        assert 0 < files.trace.count("read a.run") < len(absent) / 400
+        assert 0 < files.trace.count("read a.run") < len(absent) / 500
 
     def test_has_its_name_only_when_it_is_whole_and_synced(self) -> None:
         files = FaultyFiles()
