@@ -74,14 +74,13 @@ def test_cursor_survives_a_restart(launch: Launch) -> None:
 
 
 def test_killed_between_commit_and_answer_the_retry_is_a_duplicate(launch: Launch) -> None:
-    server = launch(faults="killed-after-commit")
+    server = launch(faults="points")
     assert server.http.publish(BATCH[:1]).outcomes == ["stored"]
-    server.fault_file.touch()
+    server.arm("between commit and answer")
     batch = [event("killed", f"{number}") for number in range(100)]
     with pytest.raises(urllib3.exceptions.ProtocolError):
         server.http.publish(batch)
-    assert server.wait() == -signal.SIGKILL, "the fault did not happen"
-    server.fault_file.unlink()
+    server.wait_for_hit("between commit and answer")
     server.start()
     answer = server.http.publish(batch)
     assert answer.outcomes == ["duplicate"] * 100 and answer.seqs == list(range(2, 102))
