@@ -37,7 +37,8 @@ class SqliteStore:
     """An ``EventStore`` on one SQLite file, which it locks against other processes.
 
     ``clock_ns`` gives the wall clock in nanoseconds. Beyond ``topics_max`` topics an event of a new one is invalid.
-    ``index_files`` are those of the dedup index, by default in a folder beside the file.
+    ``index_files`` are those of the dedup index, by default in a folder beside the file. ``vfs`` names the SQLite VFS
+    that the file is opened with, by default the system's own.
 
     Raises:
         StartupError: the file or its folder cannot be used; the message says what to do.
@@ -53,17 +54,19 @@ class SqliteStore:
         topics_max: int,
         conflict_bytes_max: int = CONFLICT_BYTES_MAX,
         index_files: Files | None = None,
+        vfs: str | None = None,
         hash_identities: HashIdentities = hash_identities,
         run_keys: int = RUN_KEYS,
     ) -> None:
         self._db_path = db_path
+        self._vfs = vfs
         self._clock_ns = clock_ns
         self._topics_max = topics_max
         self._conflict_bytes_max = conflict_bytes_max
         make_folder(db_path)
         self._lock = FolderLock(db_path)
         try:
-            self._writer = open_writer(self._db_path)
+            self._writer = open_writer(db_path, vfs)
             files = index_files or FolderFiles(index_folder(db_path))
         except BaseException:
             self._lock.release()
@@ -73,14 +76,14 @@ class SqliteStore:
         self._judging = threading.Lock()  # held while what comes next is decided, and while that starts over
         self._checkpointer: Checkpointer | None = None
         self._rows: Rows | None = None
-        self._readers = Readers(db_path)
+        self._readers = Readers(db_path, vfs)
 
     def recover(self, progress: Progress = no_progress) -> None:
         with self._judging:
             self._index_is_whole = False
             self._close_writer()
-            self._writer = open_writer(self._db_path)
-            self._checkpointer = Checkpointer(self._db_path, self._writer)
+            self._writer = open_writer(self._db_path, self._vfs)
+            self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
             try:
                 self._read_state()
                 self._index.recover(LogSource(self._writer), progress)
@@ -91,7 +94,7 @@ class SqliteStore:
             self._index_is_whole = True
 
     def _read_state(self) -> None:
-        self._rows = Rows(open_reader(self._db_path))
+        self._rows = Rows(open_reader(self._db_path, self._vfs))
         self._topic_ids: dict[str, int] = dict(iter(self._writer.execute("SELECT topic, topic_id FROM topics")))
         newest = self._writer.execute("SELECT seq, processed_at_ns FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         self._head: int

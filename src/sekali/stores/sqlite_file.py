@@ -73,7 +73,7 @@ def make_folder(db_path: Path) -> None:
         raise StartupError(f"the folder {db_path.parent} cannot be written to; choose another DB_PATH or its owner")
 
 
-def open_writer(db_path: Path) -> apsw.Connection:
+def open_writer(db_path: Path, vfs: str | None = None) -> apsw.Connection:
     """Open the one connection that writes, making the file and its schema where there is none.
 
     Raises:
@@ -84,7 +84,7 @@ def open_writer(db_path: Path) -> apsw.Connection:
     if apsw.SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN:
         raise StartupError(f"SQLite {apsw.sqlite_lib_version()} can lose transactions; install apsw 3.51.3 or later")
     try:
-        connection = apsw.Connection(str(db_path))
+        connection = apsw.Connection(str(db_path), vfs=vfs)
     except apsw.Error as error:
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     try:
@@ -102,20 +102,20 @@ def open_writer(db_path: Path) -> apsw.Connection:
     return connection
 
 
-def open_checkpointer(db_path: Path) -> apsw.Connection:
+def open_checkpointer(db_path: Path, vfs: str | None = None) -> apsw.Connection:
     """Open a connection for checkpoints only, beside a writer.
 
     Raises:
         apsw.Error: SQLite cannot open it.
 
     """
-    connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
+    connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs)
     connection.pragma("synchronous", "full")
     connection.wal_autocheckpoint(0)
     return connection
 
 
-def open_reader(db_path: Path) -> apsw.Connection:
+def open_reader(db_path: Path, vfs: str | None = None) -> apsw.Connection:
     """Open a connection that only reads and never checkpoints.
 
     Raises:
@@ -123,7 +123,7 @@ def open_reader(db_path: Path) -> apsw.Connection:
 
     """
     try:
-        connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READONLY)
+        connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
     except apsw.Error as error:
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     try:

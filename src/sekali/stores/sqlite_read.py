@@ -42,8 +42,9 @@ _EVENT_JOINS = "CROSS JOIN topics t ON t.topic_id = e.topic_id LEFT JOIN duplica
 class Readers:
     """A pool of read-only connections. Safe for any number of threads, each using one connection at a time."""
 
-    def __init__(self, db_path: Path) -> None:
+    def __init__(self, db_path: Path, vfs: str | None = None) -> None:
         self._db_path = db_path
+        self._vfs = vfs
         self._idle: queue.LifoQueue[apsw.Connection] = queue.LifoQueue(READERS_IDLE_MAX)
 
     @contextmanager
@@ -57,7 +58,7 @@ class Readers:
         try:
             connection = self._idle.get_nowait()
         except queue.Empty:
-            connection = open_reader(self._db_path)
+            connection = open_reader(self._db_path, self._vfs)
         try:
             with connection:
                 yield connection
