@@ -3,7 +3,7 @@
 All methods block; the consumer and the edge call them from threads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -162,6 +162,7 @@ class EventStore(Protocol):
 
         Raises:
             StoreBroken: the store cannot be opened.
+            DiskFull: there is no room to go on.
 
         """
 
@@ -170,6 +171,7 @@ class EventStore(Protocol):
 
         Raises:
             Unavailable: the store is recovering.
+            DiskFull: there is no room for more; what was prepared before stays good.
             CommitUnknown: what is stored cannot be read; ``recover`` has to come.
 
         """
@@ -208,6 +210,9 @@ class EventStore(Protocol):
 
     def summary(self) -> Summary:
         """Return the state of the log as a whole."""
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return figures of what the store rests on, such as ``disk_free_bytes``, for ``/metrics``."""
 
     def close(self) -> None:
         """Release everything. May be called twice."""

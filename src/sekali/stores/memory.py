@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sekali import jsonvalue
@@ -230,6 +230,9 @@ class MemoryStore:
                 sum(totals.values()), totals[Outcome.STORED], totals[Outcome.DUPLICATE], totals[Outcome.CONFLICT]
             )
             return Summary(self._log_id, len(self._state.log), len(self._state.counts), lifetime)
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
 
     def close(self) -> None:
         """Nothing to release."""

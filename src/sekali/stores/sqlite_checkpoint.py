@@ -24,8 +24,9 @@ log = structlog.get_logger("sekali.checkpoint")
 class Checkpointer:
     """Keeps the write-ahead log of one file short. ``writer`` is the connection that commits."""
 
-    def __init__(self, db_path: Path, writer: apsw.Connection) -> None:
+    def __init__(self, db_path: Path, writer: apsw.Connection, vfs: str | None = None) -> None:
         self._db_path = db_path
+        self._vfs = vfs
         self._writer = writer
         self._pages = 0  # in the log, after the last commit
         self._wanted = threading.Event()
@@ -49,7 +50,7 @@ class Checkpointer:
                 self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _run(self) -> None:
-        connection = open_checkpointer(self._db_path)
+        connection = open_checkpointer(self._db_path, self._vfs)
         try:
             while True:
                 self._wanted.wait()
