@@ -16,12 +16,12 @@ _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["pytest", "sekali.service", "sekali.testing"])
 
 
-def _serve(arguments: list[str], environment: dict[str, str], stderr: Connection) -> None:
+def _serve(faults_kind: str, environment: dict[str, str], stderr: Connection) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(stderr.fileno(), sys.stderr.fileno())
     stderr.close()
-    sys.argv = arguments
+    sys.argv = ["faults", faults_kind]
     from e2e import faults  # noqa: PLC0415 - it reads the environment
 
     sys.exit(faults.main())
@@ -58,9 +58,8 @@ class ForkedServer(ServerProcess):
     """A ``ServerProcess`` with one of the stores of ``faults.py`` that starts fast."""
 
     def _run(self, command: list[str], environment: dict[str, str]) -> tuple[Process, IO[bytes]]:
-        arguments = command[1:]  # without the interpreter
         ours, theirs = _FORKSERVER.Pipe(duplex=False)
         with ours, theirs:
-            process = _FORKSERVER.Process(target=_serve, args=(arguments, environment, theirs), daemon=True)
+            process = _FORKSERVER.Process(target=_serve, args=(command[-1], environment, theirs), daemon=True)
             process.start()
             return _Forked(process), os.fdopen(os.dup(ours.fileno()), "rb")

@@ -15,7 +15,7 @@ from crash.account import Account
 from crash.checker import Findings, Read, check
 from crash.forked import ForkedServer
 from crash.writers import Follower, Writer, parse
-from e2e.faults import POINTS, START_POINTS
+from e2e.points import MARK_POINTS, POINTS, START_POINTS
 from e2e.server import ServerProcess, lasting_port, verify, wait_until
 
 WRITERS = 6
@@ -81,7 +81,7 @@ class _Killing:
         return sum(writer.told.total() for writer in self.writers)
 
     def _die_at(self, point: str) -> None:
-        if point in START_POINTS:
+        if point in START_POINTS + MARK_POINTS:  # the mark is written after the first commit, and then once a second
             if point == "while the index is made":
                 self._lose_the_newest_run()
             self.server.arm(point)

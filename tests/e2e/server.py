@@ -22,7 +22,7 @@ import urllib3
 DEADLINE_S = 30.0  # only ever reached by a test that fails
 NDJSON = "application/x-ndjson"
 SEKALI = Path(sys.executable).with_name("sekali")
-FAULTS = Path(__file__).with_name("faults.py")
+TESTS = Path(__file__).parents[1]
 _OLDER_NAMES = {
     "DB_PATH",
     "CONSUMER_WORKERS",
@@ -220,8 +220,8 @@ class ServerProcess:
     """A server as a process of its own, on a free port: another one each time it starts, unless ``PORT`` is given.
 
     ``settings`` are the server's, by upper-case name. ``faults`` names one of the stores in ``faults.py``, which does
-    harm while ``fault_file`` exists, or at the point that is its text. ``wrapper`` is a command that runs the server's
-    command, which is put behind it; ``environment`` is added to its own.
+    harm while ``fault_file`` exists, or at a point of ``points.py`` that is armed. ``wrapper`` is a command that runs
+    the server's command, which is put behind it; ``environment`` is added to its own.
     """
 
     def __init__(
@@ -267,12 +267,17 @@ class ServerProcess:
     def launch(self) -> None:
         """Start the process and wait for nothing."""
         assert self._process is None, "it runs already"
-        command = [str(SEKALI), "serve"] if self.faults is None else [sys.executable, str(FAULTS), self.faults]
-        environment = clean_environment(DB_PATH=self.db_path, **self.settings) | {"FAULT_FILE": str(self.fault_file)}
+        environment = clean_environment(DB_PATH=self.db_path, **self.settings) | self.environment
+        if self.faults is None:
+            command = [str(SEKALI), "serve"]
+        else:
+            command = [sys.executable, "-m", "e2e.faults", self.faults]
+            environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+            environment["FAULT_FILE"] = str(self.fault_file)
         self.log.clear()
         self.exit_code = None
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._process, stderr = self._run([*self.wrapper, *command], environment | self.environment)
+        self._process, stderr = self._run([*self.wrapper, *command], environment)
         self._reader = threading.Thread(target=self._read_log, args=(stderr,), daemon=True)
         self._reader.start()
 
@@ -306,7 +311,7 @@ class ServerProcess:
                 return line
 
     def arm(self, point: str) -> None:
-        """Let the server die by SIGKILL when it next comes to a point of ``faults.py``."""
+        """Let the server die by SIGKILL when it next comes to a point of ``points.py``."""
         self.hit_file.unlink(missing_ok=True)
         self.fault_file.write_text(point)
 
