@@ -86,8 +86,8 @@ class Account:
     def table(self) -> Table:
         """Return the figures of each writer for a person."""
         names = [field.name for field in fields(Row)]
-        kills = f"{self.kills.total()} kills in {self.seconds:.0f} s, seed {self.seed}"
-        table = Table(*(name.replace("_", " ") for name in names), title=kills)
+        title = f"the server ended {self.kills.total()} times in {self.seconds:.0f} s, seed {self.seed}"
+        table = Table(*(name.replace("_", " ") for name in names), title=title)
         for row in self.found.rows:
             table.add_row(*(str(getattr(row, name)) for name in names))
         table.add_row("all", *(str(self.found.total(name)) for name in names[1:]), style="bold")

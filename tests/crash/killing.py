@@ -22,8 +22,11 @@ WRITERS = 6
 UNDER_LOAD, STARTING = "under load", "while it starts"
 # The same of `sekali serve` as it is installed, which has no fault points, big runs and a slow start.
 UNMODIFIED_UNDER_LOAD, UNMODIFIED_STARTING = "sekali serve under load", "sekali serve while it starts"
+# The end that is no kill: the server answers what it accepted first. Not one of the moments of a schedule.
+STOPPED = "stopped by SIGTERM under load"
 # After the first answer, and after the launch: a server with points starts in about 40 ms, `sekali serve` in 600.
-PAUSES_S_MAX = {UNDER_LOAD: 0.1, STARTING: 0.05, UNMODIFIED_UNDER_LOAD: 0.1, UNMODIFIED_STARTING: 0.6}
+LOAD_S_MAX = 0.1
+PAUSES_S_MAX = {UNDER_LOAD: LOAD_S_MAX, STARTING: 0.05, UNMODIFIED_UNDER_LOAD: LOAD_S_MAX, UNMODIFIED_STARTING: 0.6}
 MOMENTS = (*PAUSES_S_MAX, *POINTS)
 WEIGHTS = (55, 15, 4, 3, *[23 / len(POINTS)] * len(POINTS))
 
@@ -65,15 +68,18 @@ class _Killing:
         if moment in POINTS:
             self._die_at(moment)
             return
-        server = self.server if moment in {UNDER_LOAD, STARTING} else self.unmodified
+        server = self.server if moment in {UNDER_LOAD, STARTING, STOPPED} else self.unmodified
         if moment in {STARTING, UNMODIFIED_STARTING}:
             server.launch()
         else:
             answered = self._answered()
             server.start()
             wait_until(lambda: self._answered() > answered, "the writers go on")
-        threading.Event().wait(self._chance.uniform(0, PAUSES_S_MAX[moment]))
+        threading.Event().wait(self._chance.uniform(0, PAUSES_S_MAX.get(moment, LOAD_S_MAX)))
         assert server.running, f"it ended by itself: {server.log[-20:]}"
+        if moment == STOPPED:
+            assert server.terminate() == 0
+            return
         server.kill()
         assert server.exit_code == -signal.SIGKILL
 

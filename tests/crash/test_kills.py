@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from crash.account import Account
-from crash.killing import MOMENTS, UNDER_LOAD, kill_again_and_again, schedule
+from crash.killing import MOMENTS, STOPPED, UNDER_LOAD, kill_again_and_again, schedule
 from sekali.bench import machine
 
 KILLS = 50
 CONTROL_KILLS = 10
+RESTARTS = 5
 
 
 def test_nothing_acknowledged_is_lost_by_kills(
@@ -71,3 +72,14 @@ def test_a_server_that_acknowledges_before_it_commits_is_found_out(tmp_path: Pat
     Console().print(account.table())
     assert account.found.total("lost") > 0
     assert account.found.total("lost_middle") > 0, "what is lost in the middle is the proof"
+
+
+def test_clients_that_keep_their_connections_ride_over_restarts(tmp_path: Path) -> None:
+    """A rolling restart costs them connections and answers of 503, which retries cure, and no answer of a commit."""
+    account = kill_again_and_again(tmp_path / "store.db", "points", [STOPPED] * RESTARTS, random.randrange(2**32))
+    Console().print(account.table())
+    assert account.harm == {}
+    assert account.kills == {STOPPED: RESTARTS}
+    assert account.total("connection_errors") > RESTARTS, "the restarts were not noticed"
+    assert account.told["stored"] > RESTARTS and account.told["duplicate"]
+    assert account.total("settled") == account.found.total("recovered") == 0, "a commit was not answered"
