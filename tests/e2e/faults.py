@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sekali import service
+from sekali import consumer, service, writer
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
@@ -82,6 +82,8 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "duplicating": DuplicatingStore,
     "small-runs": WrappedStore,
     "held-rebuild": RebuildHeldWhileTold,
+    "few-probes": WrappedStore,
+    "hanging": HeldWhileTold,
 }
 OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
     "small-runs": _open_with_small_runs,
@@ -91,6 +93,11 @@ OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
 
 def main() -> int:
     kind = sys.argv[1]
+    if kind == "few-probes":
+        writer.PROBE_INTERVAL_S = 0.01
+    if kind == "hanging":
+        consumer.COMMIT_TIMEOUT_S = 0.1
+        consumer.LOOK_INTERVAL_S = 0.01
     open_store = OPEN.get(kind, service.open_store)
     return service.serve(ServerSettings(), lambda settings: STORES[kind](open_store(settings)))
 

@@ -191,6 +191,13 @@ class Client:
         stats: dict[str, Any] = self.get_json("/stats")
         return stats
 
+    def metric(self, name: str) -> float:
+        """Return the value of a metric without labels."""
+        for line in self.get("/metrics").data.decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[1])
+        raise AssertionError(f"there is no metric {name}")
+
     def topic(self, name: str) -> dict[str, Any]:
         """Return a topic's line of /topics."""
         for page in self.pages("/topics"):
@@ -215,6 +222,7 @@ class ServerProcess:
         self.fault_file = db_path.with_name(db_path.name + ".fault")
         self.settings = {"HOST": "127.0.0.1", "PORT": 0} | settings
         self.faults = faults
+        self.options: list[str] = []  # of the command line
         self.log: list[dict[str, Any]] = []
         self.exit_code: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -241,7 +249,9 @@ class ServerProcess:
     def launch(self) -> None:
         """Start the process and wait for nothing."""
         assert self._process is None, "it runs already"
-        command = [str(SEKALI), "serve"] if self.faults is None else [sys.executable, str(FAULTS), self.faults]
+        command = (
+            [str(SEKALI), "serve", *self.options] if self.faults is None else [sys.executable, str(FAULTS), self.faults]
+        )
         environment = clean_environment(DB_PATH=self.db_path, **self.settings) | {"FAULT_FILE": str(self.fault_file)}
         self.log.clear()
         self.exit_code = None

@@ -171,9 +171,13 @@ class SqliteStore:
             self._judging.release()
 
     def _require_space(self) -> None:
-        if self._disk_free_bytes_min and (free := free_bytes(self._db_path.parent)) < self._disk_free_bytes_min:
+        if not self._disk_free_bytes_min:
+            return
+        # What is in the write-ahead log has its place on the disk twice, until that starts over.
+        pending = self._checkpointer.pending_bytes if self._checkpointer is not None else 0
+        if (free := free_bytes(self._db_path.parent) - pending) < self._disk_free_bytes_min:
             raise DiskFull(
-                f"the disk of {self._db_path.parent} has {free >> 20} MiB left, and "
+                f"the disk of {self._db_path.parent} has {max(free, 0) >> 20} MiB left, and "
                 f"{self._disk_free_bytes_min >> 20} MiB are kept free (DISK_FREE_BYTES_MIN): make room, and publishing "
                 "goes on by itself"
             )
