@@ -168,7 +168,10 @@ def test_a_sync_that_fails_for_good_is_503_then_the_server_gives_up_and_loses_no
 
 @pytest.mark.parametrize("number", range(1, 9))
 def test_one_sync_that_fails_is_503_and_the_retry_settles_it(launch: Launch, number: int) -> None:
-    """It is sync ``number`` of each thread: of the writer, and of the one that writes the mark."""
+    """It is sync ``number`` of each thread: of the writer, and of the one that writes the mark.
+
+    The writer's second is that of the folder, which SQLite makes once more after ours and does not look at.
+    """
     server = launch()
     under_strace(server, f"{FSYNC_FAILS}:when={number}")
     refused = 0
@@ -182,10 +185,12 @@ def test_one_sync_that_fails_is_503_and_the_retry_settles_it(launch: Launch, num
         assert answer.outcomes[0] in {"stored", "duplicate"}
         return True
 
-    for count in range(number + 1):
+    count = 0
+    while count <= number:
         wait_until(is_answered, "the publisher gets its verdict")
+        count += 1
     assert server.http.get("/healthz").status == 200
-    assert refused and server.http.metric("sekali_commit_failures_total") > 0
+    assert (refused > 0) == (server.http.metric("sekali_commit_failures_total") > 0) == (number != 2)
     assert server.http.stats()["unique_processed"] == number + 1
     server.kill()
     assert verify(server.db_path)["events"] == number + 1

@@ -11,6 +11,7 @@ import apsw
 
 from sekali.errors import StartupError, StoreBroken
 from sekali.stores.checksum import DAMAGE
+from sekali.stores.folder import sync_file
 from sekali.stores.sqlite_schema import SCHEMA_VERSION, make_or_migrate, require_ours
 
 SYNCHRONOUS_FULL = 2
@@ -48,7 +49,8 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
             )
         _make_durable(connection)
         make_or_migrate(connection)
-    except (apsw.Error, *DAMAGE) as error:
+        sync_file(db_path.parent)  # SQLite does too, and takes no notice where that fails
+    except (apsw.Error, OSError, *DAMAGE) as error:
         close_quietly(connection)
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     except StartupError:
