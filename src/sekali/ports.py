@@ -3,7 +3,7 @@
 All methods block; the consumer and the edge call them from threads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -167,6 +167,7 @@ class EventStore(Protocol):
 
         Raises:
             StoreBroken: the store cannot be opened.
+            DiskFull: there is no room to go on.
 
         """
 
@@ -175,6 +176,7 @@ class EventStore(Protocol):
 
         Raises:
             Unavailable: the store is recovering.
+            DiskFull: there is no room for more; what was prepared before stays good.
             CommitUnknown: what is stored cannot be read; ``recover`` has to come.
 
         """
@@ -216,6 +218,9 @@ class EventStore(Protocol):
 
         Then the head is the newest readable event's seq, and the counts are those of the readable topics.
         """
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return figures of what the store rests on, such as ``disk_free_bytes``, for ``/metrics``."""
 
     def close(self) -> None:
         """Release everything. May be called twice."""

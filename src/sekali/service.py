@@ -36,15 +36,22 @@ LISTEN_BACKLOG = 1024
 log = structlog.get_logger("sekali")
 
 
-def open_store(settings: ServerSettings) -> EventStore:
-    """Open the store that the settings name.
+def open_store(settings: ServerSettings, *, accept_lost_tail: bool = False) -> EventStore:
+    """Open the store that the settings name. ``accept_lost_tail``: also where it is known to have lost its end.
 
     Raises:
         StartupError: it cannot be used; the message says what to do.
         StoreBroken: it cannot be opened.
 
     """
-    return SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max)
+    return SqliteStore(
+        settings.db_path,
+        time.time_ns,
+        topics_max=settings.topics_max,
+        disk_free_bytes_min=settings.disk_free_bytes_min,
+        read_timeout_s=settings.read_timeout_s,
+        accept_lost_tail=accept_lost_tail,
+    )
 
 
 def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], EventStore] = open_store) -> int:

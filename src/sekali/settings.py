@@ -56,6 +56,12 @@ class ServerSettings(_Settings):
         1 * MIB, ge=1, description="Size of one event's values; beyond: that event is invalid."
     )
     topics_max: int = Field(100_000, ge=1, description="Topics in the store; an event of one more is invalid.")
+    disk_free_bytes_min: int = Field(
+        128 * MIB, ge=0, description="Bytes to keep free on the disk; with less, publishing answers 503. 0: no limit."
+    )
+    read_timeout_s: float = Field(
+        10.0, gt=0, description="Time for one page of a query; then it is ended, because it holds the log's files back."
+    )
     header_timeout_s: float = Field(
         10.0, gt=0, description="Time to send a request's headers, also on an idle new connection; then it is closed."
     )

@@ -15,12 +15,13 @@ from sekali.errors import CommitUnknown, StoreBroken, Unavailable
 from sekali.event import Outcome
 from sekali.ports import Query
 from sekali.stores.dedup import FROZEN_MAX
+from sekali.stores.folder import index_folder
 from sekali.stores.index_files import Files
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
 from sekali.stores.sqlite_backup import backup
-from sekali.stores.sqlite_file import index_folder
 from sekali.testing import WRITING, FailingStore, FakeClock, FaultyFiles
+from stored import put_back
 
 RUN_KEYS = 4
 EVENTS = 30
@@ -245,12 +246,12 @@ class TestOfAnotherTime:
                 publish(store, ("a", f"lost {kept} {number}"))
             store.close()
             assert run_ranges(name.name for name in index_folder(path).iterdir())[-1][1] > kept + 10
-            shutil.copy(saved, path)
+            put_back(saved, path)
             clock.advance(1)
             store = open_store()
             assert send(store, range(EVENTS)) == [*duplicate(range(kept)), *stored(range(kept, EVENTS))]
             assert_sound(store, path, EVENTS)
-            shutil.copy(saved, path)
+            put_back(saved, path)
 
     def test_the_index_is_of_a_history_that_is_gone(self, open_store: Open, tmp_path: Path, clock: FakeClock) -> None:
         """The log was restored and went on without the index, which then comes back."""
@@ -263,7 +264,7 @@ class TestOfAnotherTime:
         for number in range(20):
             publish(store, ("a", f"lost {number}"))
         store.close()
-        shutil.copy(saved, path)
+        put_back(saved, path)
         index_folder(path).rename(tmp_path / "elsewhere")
         clock.advance(1)
         store = open_store()

@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sekali import jsonvalue
@@ -237,6 +237,9 @@ class MemoryStore:
                 sum(totals.values()), totals[Outcome.STORED], totals[Outcome.DUPLICATE], totals[Outcome.CONFLICT]
             )
             return Summary(self._log_id, head, len(topics), lifetime)
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
 
     def close(self) -> None:
         """Nothing to release."""

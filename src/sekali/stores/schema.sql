@@ -28,7 +28,8 @@ CREATE TABLE events (
     processed_at_ns INTEGER NOT NULL,
     source          TEXT    NOT NULL,
     source_seq      INTEGER,
-    payload         BLOB    NOT NULL  -- JSON in UTF-8, the bytes that were sent
+    payload         BLOB    NOT NULL, -- JSON in UTF-8, the bytes that were sent
+    checksum        INTEGER NOT NULL DEFAULT 0  -- of the other columns, see checksum.py
 ) STRICT;
 
 -- Each index ends with seq, because seq is the row's own key. Identities are found through the dedup index, which is

@@ -1,6 +1,6 @@
 """The offline audit behind ``sekali verify``: does the file hold what the promise says?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import apsw
 from sekali import jsonvalue
 from sekali.errors import StoreBroken
 from sekali.event import event_id_fault
-from sekali.stores.sqlite_file import FolderLock, close_quietly, open_reader
+from sekali.stores.checksum import row_checksums
+from sekali.stores.folder import FolderLock
+from sekali.stores.sqlite_file import close_quietly, open_reader
 from sekali.topics import topic_fault
 
 FAILURES_LISTED_MAX = 20
@@ -108,22 +110,19 @@ def _check_integrity(connection: apsw.Connection) -> Check:
 
 
 def _check_rows(connection: apsw.Connection, events: int, progress: Progress) -> Check:
-    check = Check("every event can be read back")
+    check = Check("every event can be read back as it was stored")
     done = 0
     processed_at_ns = 0
     for rows in _chunks(connection):
-        # All payloads of a chunk at once; only where that fails, one by one.
-        payloads_ok = jsonvalue.is_readable(payload for *_, payload in rows)
-        for seq, event_id, source, row_processed_at_ns, payload in rows:
-            if not payloads_ok and not jsonvalue.is_readable([payload]):
-                check.fail(f"seq {seq}: the payload is not JSON in UTF-8")
-            if (text := _utf8(event_id)) is None or event_id_fault(text) is not None:
-                check.fail(f"seq {seq}: the event_id is damaged")
-            if _utf8(source) is None:
-                check.fail(f"seq {seq}: the source is damaged")
-            if row_processed_at_ns < processed_at_ns:
-                check.fail(f"seq {seq}: processed_at is before that of the event before it")
-            processed_at_ns = row_processed_at_ns
+        # All of a chunk at once; only where that fails, one by one.
+        if not (all(map(_is_text, rows)) and _has_checksums(rows)):
+            for row in rows:
+                if (fault := _row_fault(row)) is not None:
+                    check.fail(f"seq {row[0]}: {fault}")
+        for row in rows:
+            if row[4] < processed_at_ns:
+                check.fail(f"seq {row[0]}: processed_at is before that of the event before it")
+            processed_at_ns = row[4]
         done += len(rows)
         progress(done, events)
     return check
@@ -132,11 +131,39 @@ def _check_rows(connection: apsw.Connection, events: int, progress: Progress) ->
 def _chunks(connection: apsw.Connection) -> Iterator[list[tuple[Any, ...]]]:
     # Texts as blobs: a damaged one must not end the walk.
     cursor = connection.execute(
-        "SELECT seq, CAST(event_id AS BLOB), CAST(source AS BLOB), processed_at_ns, payload "
-        "FROM events NOT INDEXED ORDER BY seq"
+        "SELECT e.seq, CAST(t.topic AS BLOB), CAST(e.event_id AS BLOB), e.timestamp_ns, e.processed_at_ns, "
+        "CAST(e.source AS BLOB), e.source_seq, e.payload, e.checksum "
+        "FROM events e NOT INDEXED LEFT JOIN topics t ON t.topic_id = e.topic_id ORDER BY e.seq"
     )
     while rows := [row for row, _ in zip(cursor, range(ROWS_AT_ONCE), strict=False)]:
         yield rows
+
+
+def _row_fault(row: tuple[Any, ...]) -> str | None:
+    _, topic, event_id, _, _, source, _, payload, _ = row
+    if topic is None:
+        return "its topic is missing"
+    if _utf8(topic) is None:
+        return "its topic is damaged"
+    if (text := _utf8(event_id)) is None or event_id_fault(text) is not None:
+        return "the event_id is damaged"
+    if _utf8(source) is None:
+        return "the source is damaged"
+    if not jsonvalue.is_readable([payload]):
+        return "the payload is not JSON in UTF-8"
+    return None if _has_checksums([row]) else "the checksum does not fit: a part of the row is damaged"
+
+
+def _is_text(row: tuple[Any, ...]) -> bool:
+    return row[1] is not None and all(_utf8(row[place]) is not None for place in (1, 2, 5))
+
+
+def _has_checksums(rows: Sequence[tuple[Any, ...]]) -> bool:
+    """Tell whether rows, whose texts are whole, are what was stored."""
+    *columns, kept = (list(column) for column in zip(*rows, strict=True))
+    for place in (1, 2, 5):
+        columns[place] = [text.decode() for text in columns[place]]
+    return row_checksums(*columns) == kept
 
 
 def _utf8(data: bytes) -> str | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import apsw
 
 from sekali.errors import StoreBroken
-from sekali.stores.sqlite_file import close_quietly, open_reader, sync_file
+from sekali.stores.folder import sync_file
+from sekali.stores.sqlite_file import close_quietly, open_reader
 
 
 def backup(db_path: Path, target: Path) -> int:

@@ -1,6 +1,7 @@
 """Reading the SQLite log in short transactions of bounded rows and bytes, so that no reader holds the WAL back."""
 
 import queue
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ import apsw
 import msgspec
 import numpy as np
 
-from sekali import jsonvalue
-from sekali.errors import StoreBroken
+from sekali.errors import StoreBroken, TookTooLong
 from sekali.ports import (
     PAGE_BYTES_MAX,
     Conflict,
@@ -26,26 +26,34 @@ from sekali.ports import (
     TopicInfo,
     Unreadable,
 )
+from sekali.stores.checksum import row_checksums
 from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_file import close_quietly, open_reader
 from sekali.topics import is_pattern, matches
 
 SCAN_ROWS_MAX = 50_000
+READ_TIMEOUT_S = 10.0
+STEPS_BETWEEN_LOOKS = 20_000  # of SQLite's virtual machine: some tenths of a millisecond
 READERS_IDLE_MAX = 16
 
 _EVENT_COLUMNS = (
     "e.seq, t.topic, e.event_id, e.timestamp_ns, e.processed_at_ns, e.source, e.source_seq, e.payload, "
-    "coalesce(d.count, 0), d.last_at_ns"
+    "coalesce(d.count, 0), d.last_at_ns, e.checksum"
 )
+_PAYLOAD = 7  # its place among these
 _EVENT_JOINS = "CROSS JOIN topics t ON t.topic_id = e.topic_id LEFT JOIN duplicates d ON d.seq = e.seq"
 
 
 class Readers:
-    """A pool of read-only connections. Safe for any number of threads, each using one connection at a time."""
+    """A pool of read-only connections. Safe for any number of threads, each using one connection at a time.
 
-    def __init__(self, db_path: Path, vfs: str | None = None) -> None:
+    A reader that is still there after ``timeout_s`` is ended: the write-ahead log cannot start over before it.
+    """
+
+    def __init__(self, db_path: Path, vfs: str | None = None, *, timeout_s: float = READ_TIMEOUT_S) -> None:
         self._db_path = db_path
         self._vfs = vfs
+        self._timeout_s = timeout_s
         self._idle: queue.LifoQueue[apsw.Connection] = queue.LifoQueue(READERS_IDLE_MAX)
 
     @contextmanager
@@ -54,15 +62,24 @@ class Readers:
 
         Raises:
             StoreBroken: SQLite cannot read the file.
+            TookTooLong: it was in use for more than ``timeout_s``.
 
         """
         try:
             connection = self._idle.get_nowait()
         except queue.Empty:
             connection = open_reader(self._db_path, self._vfs)
+        ends_at_s = time.monotonic() + self._timeout_s
+        connection.set_progress_handler(lambda: time.monotonic() > ends_at_s, STEPS_BETWEEN_LOOKS)
         try:
             with connection:
                 yield connection
+        except apsw.InterruptError as error:
+            close_quietly(connection)
+            raise TookTooLong(
+                f"the query took longer than {self._timeout_s:g} s (READ_TIMEOUT_S) and was ended; ask for less at "
+                "a time"
+            ) from error
         except apsw.Error as error:
             close_quietly(connection)
             raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
@@ -268,7 +285,7 @@ def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
     try:
         rows = connection.execute(f"SELECT {_EVENT_COLUMNS} {statement}", (*bindings, query.limit + 1))
         found, is_cut = _take(rows, query.limit)
-        events, cut_at = _readable(found), Position(found[-1].seq, found[-1].timestamp_ns) if is_cut else None
+        events, cut_at = _checked(found), Position(found[-1][0], found[-1][3]) if is_cut else None
     except UnicodeDecodeError:  # a damaged text: find out which row, and give the others
         rows = connection.execute(f"SELECT e.seq, e.timestamp_ns {statement}", (*bindings, query.limit + 1))
         events, cut_at = _read_damaged(connection, rows, query.limit)
@@ -300,27 +317,35 @@ def _where(conditions: list[tuple[str, Any]]) -> tuple[str, tuple[Any, ...]]:
     return "WHERE " + " AND ".join(text for text, _ in conditions), tuple(bindings)
 
 
-def _take(rows: Iterator[Any], limit: int) -> tuple[list[StoredEvent], bool]:
+def _take(rows: Iterator[Any], limit: int) -> tuple[list[Any], bool]:
     """Take rows up to the page's limits; also tell whether there was one more."""
-    found: list[StoredEvent] = []
+    found: list[Any] = []
     size = 0
     for row in rows:
         if len(found) == limit or size > PAGE_BYTES_MAX:
             return found, True
-        event = StoredEvent(*row)
-        found.append(event)
-        size += len(event.payload)
+        found.append(row)
+        size += len(row[_PAYLOAD])
     return found, False
 
 
-def _readable(events: list[StoredEvent]) -> list[StoredEvent | Unreadable]:
-    if jsonvalue.is_readable([event.payload for event in events]):
-        return list(events)
+def _checked(rows: Sequence[Any]) -> list[StoredEvent | Unreadable]:
+    """Make events of rows, but of those that are not what was stored.
+
+    What was stored had been seen to be valid, so an equal checksum is all that has to be seen again.
+    """
+    if not rows:
+        return []
+    *columns, _, _, kept = zip(*rows, strict=True)
+    seqs, topics, event_ids, timestamps_ns, processed_at_ns, sources, source_seqs, payloads = columns
+    found = row_checksums(seqs, topics, event_ids, timestamps_ns, processed_at_ns, sources, source_seqs, payloads)
+    if found == list(kept):
+        return [StoredEvent(*row[:-1]) for row in rows]
     return [
-        event
-        if jsonvalue.is_readable([event.payload])
-        else Unreadable(event.seq, "the payload is not valid JSON: the row is damaged")
-        for event in events
+        StoredEvent(*row[:-1])
+        if checksum == row[-1]
+        else Unreadable(row[0], "the checksum does not fit: the row is damaged")
+        for row, checksum in zip(rows, found, strict=True)
     ]
 
 
@@ -336,7 +361,7 @@ def _read_damaged(
                 (seq,),
             ).fetchone()
             assert row is not None  # it was found in the same transaction
-            events.extend(_readable([StoredEvent(*row)]))
+            events.extend(_checked([row]))
         except UnicodeDecodeError:
             events.append(Unreadable(seq, "a text is not valid UTF-8: the row is damaged"))
     return events, Position(*keys[limit - 1]) if len(keys) > limit else None

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -40,6 +40,9 @@ class WrappedStore:
 
     def summary(self, readable: Readable = None) -> Summary:
         return self._store.summary(readable)
+
+    def gauges(self) -> Mapping[str, float]:
+        return self._store.gauges()
 
     def close(self) -> None:
         self._store.close()
