@@ -58,7 +58,7 @@ class KeyFile:
         except OSError as error:
             raise self._fault(f"cannot be read: {error.strerror}; give it to the user who runs the server") from None
         try:
-            with open(descriptor, "rb") as file:
+            with os.fdopen(descriptor, "rb") as file:
                 if os.fstat(descriptor).st_mode & _OTHERS_MAY_WRITE:
                     raise self._fault(f"may be written by others, who could let themselves in: chmod 600 {self.path}")
                 text = file.read(FILE_BYTES_MAX + 1)
@@ -118,7 +118,7 @@ class KeyFile:
             if len(live) >= LIVE_KEYS_MAX:
                 ids = " and ".join(key.id for key in live)
                 raise KeyRefused(
-                    f"{name} has {LIVE_KEYS_MAX} live keys, {ids}: move everybody over to one, and revoke the other first"
+                    f"{name} has {LIVE_KEYS_MAX} live keys, {ids}: move everybody to one, then revoke the other"
                 )
             if not scopes and not live:
                 raise KeyRefused(
@@ -175,7 +175,7 @@ class KeyFile:
         with suppress(FileNotFoundError):
             temporary.unlink()  # of a writer that was killed; the lock is ours
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             self._give_to_owner(descriptor)
             file.write(text)
             file.flush()

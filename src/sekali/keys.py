@@ -1,6 +1,6 @@
 """API keys: what they may do, and how the key that a request brings is recognised. No I/O, no clock, no randomness.
 
-A key is ``id.secret``. Of the secret, 256 random bits, only the SHA-256 is kept: a hash that is slow on purpose protects
+A key is ``id.secret``. Of the secret, 256 random bits, only the SHA-256 is kept: a hash that is slow on purpose is for
 passwords, which can be guessed, and would cost every request what it costs who guesses.
 """
 
@@ -50,7 +50,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def scope_fault(scope: str) -> str | None:
-    """Say what is wrong with a scope, or None for a good one: ``publish:<pattern>``, ``read:<pattern>`` or ``admin``."""
+    """Say what is wrong with a scope, or None: ``publish:<pattern>``, ``read:<pattern>`` and ``admin`` are good."""
     if scope == "admin":
         return None
     kind, colon, pattern = scope.partition(":")

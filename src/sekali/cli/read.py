@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sekali.cli.options import Json, Url, load_settings
-from sekali.cli.output import console, error_console, escape_controls, reported_errors, write_json, write_line
+from sekali.cli.output import console, error_console, reported_errors, write_json, write_line
 from sekali.client.errors import StreamCut
 from sekali.client.follow import Row, follow, newest_seq, rows
 from sekali.client.http import Params, Server
+from sekali.printable import escape_controls
 from sekali.settings import PublisherSettings
 
 EVENTS_EPILOG = """Examples:
