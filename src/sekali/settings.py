@@ -139,6 +139,15 @@ class PublisherSettings(_Settings):
         validation_alias=_older_name("AGGREGATOR_URL"),
         description="The server to talk to; every client command reads it.",
     )
+    api_key: SecretStr | None = Field(
+        None, description="The key, id.secret, for every client command. Only from the environment."
+    )
+    api_key_file: Path | None = Field(
+        None, description="A file that holds the key, for every client command; it counts before API_KEY."
+    )
+    ca_file: Path | None = Field(
+        None, description="Certificates (PEM) to trust for https instead of the system's, for every client command."
+    )
     publish_count: int = Field(
         6000, ge=0, validation_alias=_older_name("PUBLISH_COUNT"), description="Events to send, duplicates included."
     )

@@ -33,7 +33,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EXPIRES_AFTER_MAX = timedelta(days=36_500)
 
 app = typer.Typer(
-    help="Make, list and revoke keys. The file of keys lies beside the store; a running server notices within a second.",
+    help="Make, list and revoke keys. Their file lies beside the store; a running server notices within a second.",
     no_args_is_help=True,
 )
 
