@@ -8,7 +8,7 @@ import msgspec
 
 from batches import batch, commit, read_all
 from sekali.ports import EventStore, Query
-from sekali.stores.sqlite import mark_name
+from sekali.stores.high_water import mark_name
 
 
 def fill(store: EventStore) -> None:
@@ -31,7 +31,11 @@ def contents(store: EventStore) -> Any:
         "conflicts": store.conflicts(0, 100),
         "summary": store.summary(),
     }
-    return msgspec.to_builtins(seen)
+    found = msgspec.to_builtins(seen)
+    for conflict in found["conflicts"]:
+        if not conflict["damaged"]:  # the first schema did not know of it
+            del conflict["damaged"]
+    return found
 
 
 def put_back(saved: Path, path: Path) -> None:

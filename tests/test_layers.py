@@ -17,6 +17,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("admission", "logs", "tls"),
     ("api",),
     ("consumer", "testing"),
+    ("writer",),
+    ("tickets",),
     ("stores", "keyfile"),
     ("ports", "decode", "metrics"),
     ("event", "keys"),

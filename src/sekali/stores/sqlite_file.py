@@ -39,9 +39,9 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         if require_ours(connection, db_path) == 0 and not may_be_new:
             raise StartupError(
-                f"there is no store at {db_path}, and the high-water mark beside it tells of one: put the file back, "
-                "together with the one that ends in -wal, or restore a backup; to begin an empty log instead, start "
-                "with --accept-lost-tail"
+                f"there is no store at {db_path}, and there was one, as the high-water mark beside it tells: put the "
+                "file back, together with the one that ends in -wal, or restore a backup; to begin an empty log "
+                "instead, start with --accept-lost-tail"
             )
         _make_durable(connection)
         make_or_migrate(connection)
