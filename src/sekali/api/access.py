@@ -170,7 +170,8 @@ class Access:
 def _is_this_machine(host: bytes) -> bool:
     """Whether a Host header holds an IP address or localhost, which no stranger's DNS can point anywhere."""
     name = host.decode("latin-1").lower()
-    name = name[1 : name.find("]")] if name.startswith("[") else name.partition(":")[0]
+    # An address of IPv6 stands in brackets. One without its end is left as it is, which is no address.
+    name = name[1:].partition("]")[0] if name.startswith("[") and "]" in name else name.partition(":")[0]
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
