@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from e2e.conftest import Launch
+from e2e.openapi import Contract
 from e2e.server import NDJSON, Client, RawConnection, Response, ServerProcess, event, ndjson, run_sekali, wait_until
 from sekali.keyfile import KeyFile
 
@@ -221,6 +222,23 @@ def test_the_documentation_is_open(guarded: Guarded) -> None:
     http = Client(guarded.server.url)
     assert http.get("/docs").status == 200 and http.get("/openapi.json").status == 200
     assert http.get("/docs/static/swagger-ui.css").status == 200
+
+
+def test_the_openapi_document_is_true_of_answers_to_every_key(guarded: Guarded) -> None:
+    contract = Contract(Client(guarded.server.url))
+    assert set(contract.document["components"]["securitySchemes"]) == {"bearer", "basic"}
+    paths = {"publish": "/publish", "exists": "/exists", "stream": "/events"}
+    clients = [Client(guarded.server.url), *map(guarded, ALLOWED)]
+    statuses = set()
+    for http in clients:
+        contract.check(http.get("/healthz"), "get", "/healthz")
+        for route, ask in ROUTES.items():
+            if route != "nowhere":
+                path = paths.get(route) or "/" + route.partition(" ")[0]
+                answer = ask(http)
+                contract.check(answer, "post" if path in {"/publish", "/exists"} else "get", path)
+                statuses.add(answer.status)
+    assert statuses == {200, 202, 401, 403}
 
 
 # What may not be read does not exist.

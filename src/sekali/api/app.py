@@ -78,6 +78,8 @@ def _reading_app(reading: Reading, access: Access) -> FastAPI:
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; ours are problem documents
                 schemas.pop(name, None)
             schemas.update(models.extra_schemas())
+            document["components"]["securitySchemes"] = models.SECURITY_SCHEMES
+            document["security"] = models.SECURITY
             app.openapi_schema = document
         return app.openapi_schema
 
