@@ -41,11 +41,13 @@ def clean_environment(**settings: object) -> dict[str, str]:
     return kept | {f"SEKALI_{name}": str(value) for name, value in settings.items()}
 
 
-def run_sekali(*arguments: object, timeout_s: float = 2 * DEADLINE_S) -> subprocess.CompletedProcess[str]:
-    """Run a command of the command line to its end."""
+def run_sekali(
+    *arguments: object, timeout_s: float = 2 * DEADLINE_S, **settings: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the command line to its end, with settings by upper-case name."""
     return subprocess.run(
         [SEKALI, *map(str, arguments)],
-        env=clean_environment(),
+        env=clean_environment(**settings),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -117,9 +119,14 @@ def _not_json(name: str) -> None:
 class Client:
     """HTTP without retries: what the server answers is what the test gets. Safe for many threads."""
 
-    def __init__(self, url: str, connections: int = 40, timeout_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, url: str, connections: int = 40, timeout_s: float = DEADLINE_S, key: str | None = None, **options: Any
+    ) -> None:
         self.url = url
-        self._pool = urllib3.connection_from_url(url, maxsize=connections, block=True, retries=False, timeout=timeout_s)
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._pool = urllib3.connection_from_url(
+            url, maxsize=connections, block=True, retries=False, timeout=timeout_s, **options
+        )
 
     def request(
         self,
@@ -132,7 +139,8 @@ class Client:
     ) -> Response:
         fields = None if params is None else {name: str(value) for name, value in params.items()}
         target = path if fields is None else f"{path}?{urlencode(fields)}"
-        return Response(self._pool.urlopen(method, target, body=body, headers=headers, redirect=False))
+        sent = self._headers | dict(headers or {})
+        return Response(self._pool.urlopen(method, target, body=body, headers=sent, redirect=False))
 
     def publish(self, document: Any, prefer: str | None = None) -> Response:
         """Publish a JSON document, or bytes as they are."""
@@ -180,7 +188,8 @@ class Client:
     def stream(self, **params: object) -> Iterator[urllib3.BaseHTTPResponse]:
         """Open an NDJSON stream and leave its body unread."""
         target = "/events?" + urlencode({name: str(value) for name, value in params.items()})
-        response = self._pool.urlopen("GET", target, headers={"Accept": NDJSON}, preload_content=False)
+        sent = self._headers | {"Accept": NDJSON}
+        response = self._pool.urlopen("GET", target, headers=sent, preload_content=False)
         try:
             assert response.status == 200
             yield response

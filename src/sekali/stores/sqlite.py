@@ -11,7 +11,7 @@ import apsw
 
 from sekali.errors import CommitUnknown, DiskFull, StartupError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
-from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Summary, TopicInfo, no_progress
+from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Readable, Summary, TopicInfo, no_progress
 from sekali.stores.checksum import DAMAGE
 from sekali.stores.dedup import RUN_KEYS, DedupIndex
 from sekali.stores.folder import FolderLock, free_bytes, index_folder, make_folder, refuse_network_file_system
@@ -253,14 +253,14 @@ class SqliteStore:
             raise Unavailable(f"the dedup index fails: {damage}") from damage
         return self._readers.missing(topic, event_ids, seqs)
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
-        return self._readers.topics(after, limit)
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
+        return self._readers.topics(after, limit, readable)
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
-        return self._readers.conflicts(after, limit)
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
+        return self._readers.conflicts(after, limit, readable)
 
-    def summary(self) -> Summary:
-        return self._readers.summary()
+    def summary(self, readable: Readable = None) -> Summary:
+        return self._readers.summary(readable)
 
     def gauges(self) -> Mapping[str, float]:
         gauges: dict[str, float] = {}
