@@ -68,6 +68,7 @@ class SqliteStore:
         hash_identities: HashIdentities = hash_identities,
         run_keys: int = RUN_KEYS,
     ) -> None:
+        db_path = db_path.resolve()  # what lies beside the file is beside the one that a link leads to
         self._db_path = db_path
         self._vfs = vfs
         self._clock_ns = clock_ns
@@ -126,6 +127,7 @@ class SqliteStore:
         return writer
 
     def recover(self, progress: Progress = no_progress) -> None:
+        self._lock.require_owner()
         self._require_space()
         with self._judging:
             self._index_is_whole = False
@@ -207,6 +209,7 @@ class SqliteStore:
         return prepared
 
     def commit(self, prepared: Sequence[Prepared]) -> list[list[Verdict]]:
+        self._lock.require_owner()
         try:
             self._index.make_room()
             if self._checkpointer is not None:
