@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from sekali.api.app import Api
 from sekali.api.body import ByteBudget
+from sekali.api.connections import Connections, require_descriptors
 from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
 from sekali.api.read import Reading, StreamCut
@@ -59,6 +60,7 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
 
     """
     configure_logging(settings.log_level)
+    require_descriptors(settings.connections_max)
     gc.freeze()  # what is imported lives as long as the process: the collector need not look at it again and again
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(settings))
@@ -77,6 +79,7 @@ class Running:
 
     app: Api
     publish: Publish
+    connections: Connections
     ready: asyncio.Event
 
 
@@ -106,10 +109,11 @@ async def running_app(settings: ServerSettings, store: EventStore, stopping: asy
         ThreadPoolExecutor(1, "sekali-careful") as careful,
     ):
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, settings)
-        reading = Reading(store, consumer, metrics, budget, readers, stopping, settings)
+        connections = Connections(metrics, settings)
+        reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, settings)
         consumer.start()
         try:
-            yield Running(Api(reading), publish, consumer.ready)
+            yield Running(Api(reading), publish, connections, consumer.ready)
         finally:
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
@@ -153,7 +157,8 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
         server = _Server(
             uvicorn.Config(
                 running.app,
-                http=bounded_protocol(settings.header_timeout_s, running.publish),
+                http=bounded_protocol(running.publish, running.connections),
+                timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]  # any number will do
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -31,9 +31,11 @@ class Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
-        except (StreamCut, Disconnected) as error:
-            log.info("stream cut", reason=str(error) or "the client left")
+        except StreamCut as error:
+            log.info("stream cut", reason=str(error))
             raise
+        except Disconnected:
+            log.info("the client left", path=scope["path"])
 
 
 def _reading_app(reading: Reading) -> FastAPI:
