@@ -6,6 +6,7 @@ Counters are plain numbers, and are turned into Prometheus samples when somebody
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +15,7 @@ from prometheus_client.registry import Collector
 from sekali.event import Outcome
 
 LATENCIES_KEPT = 4096
+REFUSAL_STATUSES = (401, 403, 429)
 THROUGHPUT_WINDOW_S = 60
 COMMIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -31,10 +33,24 @@ class MetricInfo:
 METRICS = (
     MetricInfo("sekali_events_total", "counter", "Events by outcome since the process started.", ("outcome",)),
     MetricInfo("sekali_responses_total", "counter", "Answers to publishers by HTTP status.", ("status",)),
+    MetricInfo(
+        "sekali_refusals_total",
+        "counter",
+        "Requests refused for their sender: no key, no scope, too many.",
+        ("status",),
+    ),
+    MetricInfo(
+        "sekali_connections_ended_total",
+        "counter",
+        "Connections that the server ended before their time, by reason.",
+        ("reason",),
+    ),
     MetricInfo("sekali_commit_failures_total", "counter", "Commits that failed, and whose effect is unknown."),
     MetricInfo("sekali_commit_seconds", "histogram", "Time of a commit, its sync included."),
     MetricInfo("sekali_queue_events", "gauge", "Events accepted and not yet answered."),
     MetricInfo("sekali_queue_bytes", "gauge", "Bytes of request bodies held."),
+    MetricInfo("sekali_connections", "gauge", "Connections that are open."),
+    MetricInfo("sekali_unsent_bytes", "gauge", "Bytes of answers that clients have not taken."),
     MetricInfo("sekali_oldest_waiting_seconds", "gauge", "Age of the oldest event accepted and not yet readable."),
     MetricInfo("sekali_healthy", "gauge", "1 while the server can commit, else 0."),
     MetricInfo("sekali_log_events", "gauge", "Events in the log."),
@@ -45,6 +61,19 @@ METRICS = (
     MetricInfo("sekali_store_disk_free_bytes", "gauge", "Bytes left on the disk of the store."),
     MetricInfo("sekali_uptime_seconds", "gauge", "Time since the process started."),
 )
+
+
+class Ending(StrEnum):
+    """Why the server ended a connection before its time."""
+
+    REFUSED = "refused"  # too many
+    GAVE_WAY = "gave-way"  # too many, and this one was idle
+    HEADERS_LATE = "headers-late"
+    BODY_LATE = "body-late"
+    ANSWER_NOT_TAKEN = "answer-not-taken"
+    UNSENT = "unsent"  # too much waits for clients, and this one for the longest
+
+
 _INFO = {metric.name: metric for metric in METRICS}
 
 
@@ -56,6 +85,8 @@ class Metrics:
         self.started_at_s = clock_s()
         self.outcomes: Counter[Outcome] = Counter()
         self.responses: Counter[int] = Counter()
+        self.refusals: Counter[int] = Counter()
+        self.connections_ended: Counter[Ending] = Counter()
         self.commit_failures = 0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._per_second: deque[tuple[int, int]] = deque(maxlen=THROUGHPUT_WINDOW_S)
@@ -89,6 +120,10 @@ class Metrics:
     def count_response(self, status: int) -> None:
         """Count an answer to a publisher."""
         self.responses[status] += 1
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request that was refused at the door, with one of ``REFUSAL_STATUSES``."""
+        self.refusals[status] += 1
 
     @property
     def uptime_s(self) -> float:
@@ -133,6 +168,16 @@ class _Snapshot(Collector):
         for status, count in sorted(self._metrics.responses.items()):
             responses.add_metric([str(status)], count)
         yield responses
+        refusals = CounterMetricFamily("sekali_refusals", _INFO["sekali_refusals_total"].help, labels=["status"])
+        for status in REFUSAL_STATUSES:
+            refusals.add_metric([str(status)], self._metrics.refusals[status])
+        yield refusals
+        ended = CounterMetricFamily(
+            "sekali_connections_ended", _INFO["sekali_connections_ended_total"].help, labels=["reason"]
+        )
+        for reason in Ending:
+            ended.add_metric([reason.value], self._metrics.connections_ended[reason])
+        yield ended
         failures = CounterMetricFamily("sekali_commit_failures", _INFO["sekali_commit_failures_total"].help)
         failures.add_metric([], self._metrics.commit_failures)
         yield failures

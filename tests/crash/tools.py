@@ -1,7 +1,7 @@
 """Programs of Debian that some of these tests need.
 
-With ``SEKALI_TEST_TOOLS=required`` or ``CI=true`` in the environment a test whose program is missing fails; otherwise it
-is skipped. (``.ci/run`` does not set ``CI``, with which Hypothesis would try the same examples in each run.)
+With ``SEKALI_TEST_TOOLS=required`` or ``CI=true`` in the environment a test whose program is missing fails; otherwise
+it is skipped. (``.ci/run`` does not set ``CI``, with which Hypothesis would try the same examples in each run.)
 """
 
 import os

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from e2e.points import FAULT_FILE, RUN_KEYS, open_with_points
-from sekali import service
+from sekali import consumer, service, writer
 from sekali.api import publish
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
@@ -123,6 +123,8 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "duplicating": DuplicatingStore,
     "small-runs": WrappedStore,
     "held-rebuild": RebuildHeldWhileTold,
+    "few-probes": WrappedStore,
+    "hanging": HeldWhileTold,
 }
 OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
     "small-runs": _open_with_small_runs,
@@ -134,6 +136,11 @@ OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
 
 def main() -> int:
     kind = sys.argv[1]
+    if kind == "few-probes":
+        writer.PROBE_INTERVAL_S = 0.01
+    if kind == "hanging":
+        consumer.COMMIT_TIMEOUT_S = 0.1
+        consumer.LOOK_INTERVAL_S = 0.01
     open_store = OPEN.get(kind, service.open_store)
     return service.serve(ServerSettings(), lambda settings: STORES[kind](open_store(settings)))
 

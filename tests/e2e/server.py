@@ -42,11 +42,13 @@ def clean_environment(**settings: object) -> dict[str, str]:
     return kept | {f"SEKALI_{name}": str(value) for name, value in settings.items()}
 
 
-def run_sekali(*arguments: object, timeout_s: float = 2 * DEADLINE_S) -> subprocess.CompletedProcess[str]:
-    """Run a command of the command line to its end."""
+def run_sekali(
+    *arguments: object, timeout_s: float = 2 * DEADLINE_S, **settings: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the command line to its end, with settings by upper-case name."""
     return subprocess.run(
         [SEKALI, *map(str, arguments)],
-        env=clean_environment(),
+        env=clean_environment(**settings),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -118,9 +120,14 @@ def _not_json(name: str) -> None:
 class Client:
     """HTTP without retries: what the server answers is what the test gets. Safe for many threads."""
 
-    def __init__(self, url: str, connections: int = 40, timeout_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, url: str, connections: int = 40, timeout_s: float = DEADLINE_S, key: str | None = None, **options: Any
+    ) -> None:
         self.url = url
-        self._pool = urllib3.connection_from_url(url, maxsize=connections, block=True, retries=False, timeout=timeout_s)
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._pool = urllib3.connection_from_url(
+            url, maxsize=connections, block=True, retries=False, timeout=timeout_s, **options
+        )
 
     def request(
         self,
@@ -133,7 +140,8 @@ class Client:
     ) -> Response:
         fields = None if params is None else {name: str(value) for name, value in params.items()}
         target = path if fields is None else f"{path}?{urlencode(fields)}"
-        return Response(self._pool.urlopen(method, target, body=body, headers=headers, redirect=False))
+        sent = self._headers | dict(headers or {})
+        return Response(self._pool.urlopen(method, target, body=body, headers=sent, redirect=False))
 
     def publish(self, document: Any, prefer: str | None = None) -> Response:
         """Publish a JSON document, or bytes as they are."""
@@ -181,7 +189,8 @@ class Client:
     def stream(self, **params: object) -> Iterator[urllib3.BaseHTTPResponse]:
         """Open an NDJSON stream and leave its body unread."""
         target = "/events?" + urlencode({name: str(value) for name, value in params.items()})
-        response = self._pool.urlopen("GET", target, headers={"Accept": NDJSON}, preload_content=False)
+        sent = self._headers | {"Accept": NDJSON}
+        response = self._pool.urlopen("GET", target, headers=sent, preload_content=False)
         try:
             assert response.status == 200
             yield response
@@ -191,6 +200,13 @@ class Client:
     def stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = self.get_json("/stats")
         return stats
+
+    def metric(self, name: str) -> float:
+        """Return the value of a metric without labels."""
+        for line in self.get("/metrics").data.decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[1])
+        raise AssertionError(f"there is no metric {name}")
 
     def topic(self, name: str) -> dict[str, Any]:
         """Return a topic's line of /topics."""
@@ -241,6 +257,7 @@ class ServerProcess:
         self.hit_file = db_path.with_name(db_path.name + ".fault.hit")
         self.settings = {"HOST": "127.0.0.1", "PORT": 0} | settings
         self.faults = faults
+        self.options: list[str] = []  # of the command line
         self.log: list[dict[str, Any]] = []
         self.exit_code: int | None = None
         self._process: Process | None = None
@@ -269,7 +286,7 @@ class ServerProcess:
         assert self._process is None, "it runs already"
         environment = clean_environment(DB_PATH=self.db_path, **self.settings) | self.environment
         if self.faults is None:
-            command = [str(SEKALI), "serve"]
+            command = [str(SEKALI), "serve", *self.options]
         else:
             command = [sys.executable, "-m", "e2e.faults", self.faults]
             environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])

@@ -248,7 +248,9 @@ def test_sigterm_with_a_commit_that_never_ends_exits_within_the_deadline(launch:
     server.fault_file.touch()
     with RawConnection(server.port) as connection:
         body = json.dumps(event("held", "1")).encode()
-        connection.send(b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        connection.send(
+            b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
         wait_until(lambda: server.http.stats()["queue_depth"] == 1, "it is accepted")
         assert server.terminate() == 1
         assert b" 200 " not in connection.receive_all()
@@ -257,7 +259,7 @@ def test_sigterm_with_a_commit_that_never_ends_exits_within_the_deadline(launch:
 def test_idle_and_half_sent_requests_do_not_keep_the_server_from_stopping(launch: Launch) -> None:
     server = launch(STOP_TIMEOUT_S=1)
     with RawConnection(server.port), RawConnection(server.port) as halfway:
-        halfway.send(b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n[")
+        halfway.send(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n[")
         assert server.http.get("/healthz").status == 200
         assert server.terminate() == 0, server.log
 

@@ -11,7 +11,7 @@ import apsw
 
 from sekali.errors import CommitUnknown, DiskFull, StartupError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
-from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Summary, TopicInfo, no_progress
+from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Readable, Summary, TopicInfo, no_progress
 from sekali.stores.checksum import DAMAGE
 from sekali.stores.dedup import RUN_KEYS, DedupIndex
 from sekali.stores.folder import FolderLock, free_bytes, index_folder, make_folder, refuse_network_file_system
@@ -132,7 +132,7 @@ class SqliteStore:
         with self._judging:
             self._index_is_whole = False
             self._close_writer()
-            self._writer = open_writer(self._db_path, self._vfs)
+            self._writer = open_writer(self._db_path, self._vfs, may_be_new=False)
             self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
             try:
                 self._read_state()
@@ -147,8 +147,10 @@ class SqliteStore:
         self._rows = Rows(open_reader(self._db_path, self._vfs))
         self._topic_ids: dict[str, int] = dict(iter(self._writer.execute("SELECT topic, topic_id FROM topics")))
         found = mark_of(self._writer)
+        if self._committed is not None and self._committed.log_id != found.log_id:
+            raise StoreBroken(f"{self._db_path} was replaced by another store; stop the server before that")
         if self._committed is not None and (missing := self._committed.missing_in(found)) is not None:
-            raise StoreBroken(f"{self._db_path} has lost its end: {missing}; do not write to it, and restore a backup")
+            raise StoreBroken(f"{self._db_path} has lost its end: {missing}; restore a backup")
         self._committed = found
         newest = self._writer.execute("SELECT processed_at_ns FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         self._head = found.head
@@ -171,9 +173,13 @@ class SqliteStore:
             self._judging.release()
 
     def _require_space(self) -> None:
-        if self._disk_free_bytes_min and (free := free_bytes(self._db_path.parent)) < self._disk_free_bytes_min:
+        if not self._disk_free_bytes_min:
+            return
+        # What is in the write-ahead log has its place on the disk twice, until that starts over.
+        pending = self._checkpointer.pending_bytes if self._checkpointer is not None else 0
+        if (free := free_bytes(self._db_path.parent) - pending) < self._disk_free_bytes_min:
             raise DiskFull(
-                f"the disk of {self._db_path.parent} has {free >> 20} MiB left, and "
+                f"the disk of {self._db_path.parent} has {max(free, 0) >> 20} MiB left, and "
                 f"{self._disk_free_bytes_min >> 20} MiB are kept free (DISK_FREE_BYTES_MIN): make room, and publishing "
                 "goes on by itself"
             )
@@ -250,14 +256,14 @@ class SqliteStore:
             raise Unavailable(f"the dedup index fails: {damage}") from damage
         return self._readers.missing(topic, event_ids, seqs)
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
-        return self._readers.topics(after, limit)
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
+        return self._readers.topics(after, limit, readable)
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
-        return self._readers.conflicts(after, limit)
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
+        return self._readers.conflicts(after, limit, readable)
 
-    def summary(self) -> Summary:
-        return self._readers.summary()
+    def summary(self, readable: Readable = None) -> Summary:
+        return self._readers.summary(readable)
 
     def gauges(self) -> Mapping[str, float]:
         gauges: dict[str, float] = {}
