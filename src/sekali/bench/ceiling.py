@@ -154,6 +154,7 @@ def make_rows(maker: EventMaker, start: int, count: int, columns: list[str]) -> 
         "source": [SOURCE] * count,
         "source_seq": [None] * count,
         "payload": made.payloads,
+        "checksum": [_CHECKSUM] * count,
     }
     unknown = set(columns) - set(values)
     if unknown:
