@@ -68,7 +68,7 @@ class SqliteStore:
         hash_identities: HashIdentities = hash_identities,
         run_keys: int = RUN_KEYS,
     ) -> None:
-        db_path = db_path.resolve()  # what lies beside the file is beside the one that a link leads to
+        db_path = db_path.resolve()  # through a link it is the same store, with the same lock and index
         self._db_path = db_path
         self._vfs = vfs
         self._clock_ns = clock_ns
