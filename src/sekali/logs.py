@@ -1,5 +1,6 @@
 """The log: one line for each thing that happened, whatever strangers put into it."""
 
+import contextlib
 import logging
 import sys
 import textwrap
@@ -15,7 +16,7 @@ def configure_logging(level: str) -> None:
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(_StandardError()),  # type: ignore[arg-type]  # it asks for no more
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -26,6 +27,18 @@ def configure_logging(level: str) -> None:
     )
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[_Forward()], force=True)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+class _StandardError:
+    """Standard error that never fails: a full disk, or whoever read the log and is gone, must not end the writer."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 def renderers(*, for_people: bool) -> list[structlog.typing.Processor]:

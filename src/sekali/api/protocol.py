@@ -6,8 +6,11 @@ go to the ASGI application.
 """
 
 import asyncio
+import sys
 from typing import Any, ClassVar
 
+import httptools
+import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sekali.api.headers import SECURITY_HEADERS, SECURITY_LINES
@@ -17,8 +20,14 @@ from sekali.api.publish import Publish, PublishRequest
 HEADER_BYTES_MAX = 32 * 1024
 HEADER_COUNT_MAX = 100
 
-_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
 
+log = structlog.get_logger("sekali.connection")
 
 _CLOSE = (b"connection", b"close")
 
@@ -217,7 +226,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        if not self.transport.is_closing():
+        fault = sys.exception()
+        if isinstance(fault, httptools.HttpParserCallbackError):  # not the client's fault, but a fault of what it calls
+            log.error("a request could not be read", reason=repr(fault.__context__))
+            self._end(Kind.UNAVAILABLE, "the request could not be read; send it again")
+        else:
             self._end(Kind.NOT_HTTP, msg)
 
 

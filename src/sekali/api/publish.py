@@ -18,7 +18,7 @@ from sekali.api.problems import Answer, Kind, Problem, json_answer, problem_of
 from sekali.api.verdicts import refusal, verdict_answer
 from sekali.consumer import Consumer
 from sekali.decode import Decoded, Limits, NeedsCare, decode_json, decode_ndjson
-from sekali.errors import SekaliError
+from sekali.errors import SekaliError, Unavailable
 from sekali.event import Batch, Verdict
 from sekali.keys import Grant
 from sekali.metrics import Metrics
@@ -122,6 +122,9 @@ class PublishRequest:
         if not self._reading:
             return
         self._stop_reading()
+        self._guarded(self._decode)
+
+    def _decode(self) -> None:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         decode = decode_ndjson if self._negotiated.is_ndjson else decode_json
@@ -133,10 +136,8 @@ class PublishRequest:
             future.add_done_callback(
                 lambda done: self._publish.loop.call_soon_threadsafe(self._guarded, lambda: self._accept(done.result()))
             )
-        except SekaliError as error:
-            self._fail(error)
         else:
-            self._guarded(lambda: self._accept(decoded))
+            self._accept(decoded)
 
     def abandon(self) -> None:
         """The client has left. What is accepted is committed all the same."""
@@ -187,6 +188,9 @@ class PublishRequest:
             step()
         except SekaliError as error:
             self._fail(error)
+        except MemoryError:
+            log.error("no memory for a request")
+            self._fail(Unavailable("the server is out of memory; send the request again"))
         except Exception as error:
             log.exception("publish failed")
             self._fail(Problem(Kind.INTERNAL, repr(error)))

@@ -14,6 +14,7 @@ import structlog
 
 from sekali.stores.sqlite_file import close_quietly, open_checkpointer
 
+PAGE_BYTES = 4096
 START_PAGES = 4096  # 16 MiB in the log: time to copy
 LEFT_PAGES_MAX = 256  # what the writer may copy between two commits
 RETRY_S = 1.0  # while a reader holds the log back
@@ -41,6 +42,11 @@ class Checkpointer:
         if pages >= START_PAGES:
             self._wanted.set()
         return apsw.SQLITE_OK
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much the file may still grow by what is in the log."""
+        return self._pages * PAGE_BYTES
 
     def between_commits(self) -> None:
         """Copy what is left, where that is little: then the next commit starts the log over."""

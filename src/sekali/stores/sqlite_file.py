@@ -10,10 +10,13 @@ from pathlib import Path
 import apsw
 
 from sekali.errors import StartupError, StoreBroken
+from sekali.stores.checksum import DAMAGE
+from sekali.stores.folder import sync_file
 from sekali.stores.sqlite_schema import SCHEMA_VERSION, make_or_migrate, require_ours
 
 SYNCHRONOUS_FULL = 2
 BUSY_TIMEOUT_MS = 5000
+LOG_BYTES_AT_ONCE = 64 * 1024  # SQLite writes at most 128 KiB at once
 # Before 3.51.3 two connections, one writing and one checkpointing, could lose a transaction.
 # https://www.sqlite.org/wal.html#walresetbug
 SQLITE_VERSION_MIN = 3051003
@@ -32,6 +35,7 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
     if apsw.SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN:
         raise StartupError(f"SQLite {apsw.sqlite_lib_version()} can lose transactions; install apsw 3.51.3 or later")
     try:
+        _write_log_again(db_path, vfs)
         connection = apsw.Connection(str(db_path), vfs=vfs)
     except apsw.Error as error:
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
@@ -45,7 +49,8 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
             )
         _make_durable(connection)
         make_or_migrate(connection)
-    except apsw.Error as error:
+        sync_file(db_path.parent)  # SQLite does too, and takes no notice where that fails
+    except (apsw.Error, OSError, *DAMAGE) as error:
         close_quietly(connection)
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     except StartupError:
@@ -98,6 +103,26 @@ def close_quietly(connection: apsw.Connection) -> None:
     """Close a connection that may be in any state."""
     with suppress(apsw.Error):
         connection.close(True)
+
+
+def _write_log_again(db_path: Path, vfs: str | None) -> None:
+    """Write the write-ahead log over with itself, and sync it.
+
+    A sync that fails leaves pages in memory that Linux takes for written: the next sync says that all is well, and is
+    wrong (https://wiki.postgresql.org/wiki/Fsync_Errors). What we read from the log, and build on, may be such pages.
+    """
+    path = db_path.with_name(db_path.name + "-wal")
+    if not path.exists():
+        return
+    file = apsw.VFSFile(vfs or "", str(path), [apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_WAL, 0])
+    try:
+        size = file.xFileSize()
+        for offset in range(0, size, LOG_BYTES_AT_ONCE):
+            file.xWrite(file.xRead(min(LOG_BYTES_AT_ONCE, size - offset), offset), offset)
+        if size:
+            file.xSync(apsw.SQLITE_SYNC_FULL)
+    finally:
+        file.xClose()
 
 
 def _make_durable(connection: apsw.Connection) -> None:
