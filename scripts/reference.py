@@ -64,7 +64,7 @@ def cli_page() -> str:
         "| code | meaning |",
         "|---|---|",
         "| 0 | all went well; duplicates are fine |",
-        "| 1 | something was invalid, in conflict or refused (a key or its scope is missing), or an audit found a fault |",
+        "| 1 | something was invalid, in conflict or refused (no key, no scope), or an audit found a fault |",
         "| 2 | the command was not understood |",
         "| 3 | no server could be reached within the time given, or the server or store could not be opened |",
         "| 130 | ended by Ctrl-C |",
