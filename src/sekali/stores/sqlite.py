@@ -130,8 +130,8 @@ class SqliteStore:
             self._index_is_whole = False
             self._close_writer()
             self._writer = open_writer(self._db_path, self._vfs)
-            self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
             try:
+                self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
                 self._read_state()
                 self._index.recover(LogSource(self._writer), progress)
             except apsw.Error as error:
@@ -261,6 +261,18 @@ class SqliteStore:
             gauges["disk_free_bytes"] = free_bytes(self._db_path.parent)
             gauges["wal_bytes"] = self._db_path.with_name(self._db_path.name + "-wal").stat().st_size
         return gauges
+
+    def settle(self) -> None:
+        """Wait until the index and the checkpoints have come as far as the commits: for tests.
+
+        Raises:
+            OSError: the index cannot be written.
+            RunDamaged: a part of it cannot be read.
+
+        """
+        if self._checkpointer is not None:
+            self._checkpointer.settle()
+        self._index.settle()
 
     def close(self) -> None:
         self._index.close()

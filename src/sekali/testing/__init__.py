@@ -3,7 +3,8 @@ that fails, tears what was written, and loses its power.
 """
 
 from sekali.testing.clock import FakeClock
-from sekali.testing.disk import ALL, READING, WRITING, FaultyFiles, Operation, PowerCut
+from sekali.testing.disk import FaultyDisk
+from sekali.testing.disk_faults import ALL, READING, WRITING, Operation, PowerCut
 from sekali.testing.stores import DuplicatingStore, FailingStore, GatedStore, HookedStore, WrappedStore
 
 __all__ = [
@@ -13,7 +14,7 @@ __all__ = [
     "DuplicatingStore",
     "FailingStore",
     "FakeClock",
-    "FaultyFiles",
+    "FaultyDisk",
     "GatedStore",
     "HookedStore",
     "Operation",

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 
 from sekali.stores.index_files import Files, FolderFiles
-from sekali.testing import READING, WRITING, FaultyFiles, Operation, PowerCut
-from sekali.testing.disk import PAGE_BYTES, SECTOR_BYTES
+from sekali.testing import READING, WRITING, FaultyDisk, Operation, PowerCut
+from sekali.testing.disk_file import PAGE_BYTES, SECTOR_BYTES
 
 MakeFiles = Callable[[Path], Files]
 
 
 @pytest.fixture(
-    params=[lambda _: FaultyFiles(), lambda folder: FolderFiles(folder / "files")], ids=["faulty", "folder"]
+    params=[lambda _: FaultyDisk(), lambda folder: FolderFiles(folder / "files")], ids=["faulty", "folder"]
 )
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     make: MakeFiles = request.param
@@ -67,7 +67,7 @@ class TestPort:
 
 class TestFaults:
     def test_every_operation_is_counted_and_can_fail(self) -> None:
-        def work(files: FaultyFiles) -> None:
+        def work(files: FaultyDisk) -> None:
             files.names()
             file = files.create("a")
             file.append(b"1")
@@ -78,13 +78,13 @@ class TestFaults:
             file.read_at(0, 1)
             files.remove("b")
 
-        whole = FaultyFiles()
+        whole = FaultyDisk()
         work(whole)
         assert whole.trace == [
             *("names", "create a", "append a", "sync a", "rename b", "open b", "size b", "read b", "remove b")
         ]
         for number in range(1, len(whole.trace) + 2):
-            files = FaultyFiles()
+            files = FaultyDisk()
             files.fail(errno.EIO, at=number)
             try:
                 work(files)
@@ -95,7 +95,7 @@ class TestFaults:
                 assert number == len(whole.trace) + 1 and files.faults == []
 
     def test_once_or_until_healed_and_only_what_was_asked(self) -> None:
-        files = FaultyFiles({"a": b"1"})
+        files = FaultyDisk({"a": b"1"})
         file = files.open("a")
         files.fail(errno.ENOSPC, only=WRITING)
         assert file.read_at(0, 1) == b"1"
@@ -112,7 +112,7 @@ class TestFaults:
         assert files.faults == ["append a", *["read a"] * 3]
 
     def test_partly(self) -> None:
-        files = FaultyFiles({"a": b"1234"})
+        files = FaultyDisk({"a": b"1234"})
         file = files.open("a")
         files.fail(errno.ENOSPC, only={Operation.APPEND}, partly=True)
         with pytest.raises(OSError, match="No space left"):
@@ -122,7 +122,7 @@ class TestFaults:
         assert (file.read_at(0, 4), file.read_at(0, 4)) == (b"12", b"1234")
 
     def test_what_fails_has_no_effect(self) -> None:
-        files = FaultyFiles({"a": b"1"})
+        files = FaultyDisk({"a": b"1"})
         files.fail(errno.EIO, lasting=True)
         for work in (
             lambda: files.create("a"),
@@ -135,20 +135,20 @@ class TestFaults:
         assert files.contents() == {"a": b"1"}
 
     def test_damage_is_seen_by_who_has_the_file_open(self) -> None:
-        files = FaultyFiles({"a": b"1234"})
+        files = FaultyDisk({"a": b"1234"})
         file = files.open("a")
         files.damage("a", 2, bits=1)
         assert file.read_at(0, 4) == b"1224" == files.after_power_cut(seed=0, keep=0).contents()["a"]
 
 
-def found(files: FaultyFiles, tries: int = 200) -> set[tuple[tuple[str, bytes], ...]]:
+def found(files: FaultyDisk, tries: int = 200) -> set[tuple[tuple[str, bytes], ...]]:
     """Return all states that power cuts leave."""
     return {tuple(sorted(files.after_power_cut(seed=seed).contents().items())) for seed in range(tries)}
 
 
 class TestPowerCut:
     def test_everything_fails_after_it(self) -> None:
-        files = FaultyFiles({"a": b"1"})
+        files = FaultyDisk({"a": b"1"})
         file = files.open("a")
         files.cut_power(at=3)
         file.size()
@@ -161,7 +161,7 @@ class TestPowerCut:
         assert files.faults == ["sync a"]
 
     def test_what_was_synced_stays_and_names_come_and_go_until_a_rename(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         write(files, "a.partial", b"1", sync=True)
         assert found(files) == {(), (("a.partial", b"1"),)}
         files.rename("a.partial", "a")
@@ -170,14 +170,14 @@ class TestPowerCut:
         assert found(files) == {(), (("a", b"1"),)}
 
     def test_a_rename_that_was_cut_has_happened_or_not(self) -> None:
-        files = FaultyFiles({"new": b"1", "old": b"2"})
+        files = FaultyDisk({"new": b"1", "old": b"2"})
         files.cut_power()
         with pytest.raises(PowerCut):
             files.rename("new", "old")
         assert found(files) == {(("new", b"1"), ("old", b"2")), (("old", b"1"),)}
 
     def test_of_what_was_not_synced_any_pages_are_there(self) -> None:
-        files = FaultyFiles({"a": b"0"})
+        files = FaultyDisk({"a": b"0"})
         file = files.open("a")
         file.append(b"1" * (3 * PAGE_BYTES - 1))
         for seed in range(20):
@@ -197,14 +197,14 @@ class TestPowerCut:
         assert len(found(files)) == 1
 
     def test_overwriting_by_create_can_be_undone(self) -> None:
-        files = FaultyFiles({"a": b"11"})
+        files = FaultyDisk({"a": b"11"})
         write(files, "a", b"2")
         assert {(("a", b"11"),), (("a", b"2"),)} <= found(files)
         files.open("a").sync()
         assert found(files) == {(("a", b"2"),)}
 
     def test_after_a_failed_sync_a_good_one_means_nothing(self) -> None:
-        files = FaultyFiles({"a": b""})
+        files = FaultyDisk({"a": b""})
         file = files.open("a")
         file.append(b"1" * PAGE_BYTES)
         files.fail(errno.EIO, only={Operation.SYNC})
@@ -217,7 +217,7 @@ class TestPowerCut:
     @given(st.integers(0, 2**32), st.floats(0, 1), st.lists(st.integers(1, 9000), max_size=4), st.integers(0, 4))
     @settings(deadline=None, max_examples=50)
     def test_nothing_else_is_ever_found(self, seed: int, keep: float, sizes: list[int], synced: int) -> None:
-        files = FaultyFiles({"a": b""})
+        files = FaultyDisk({"a": b""})
         file = files.open("a")
         durable = b""
         for number, size in enumerate(sizes):
