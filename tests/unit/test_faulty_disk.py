@@ -15,9 +15,7 @@ from sekali.testing.disk_file import PAGE_BYTES, SECTOR_BYTES
 MakeFiles = Callable[[Path], Files]
 
 
-@pytest.fixture(
-    params=[lambda _: FaultyDisk(), lambda folder: FolderFiles(folder / "files")], ids=["faulty", "folder"]
-)
+@pytest.fixture(params=[lambda _: FaultyDisk(), lambda folder: FolderFiles(folder / "files")], ids=["faulty", "folder"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     make: MakeFiles = request.param
     return make(tmp_path)

@@ -262,18 +262,6 @@ class SqliteStore:
             gauges["wal_bytes"] = self._db_path.with_name(self._db_path.name + "-wal").stat().st_size
         return gauges
 
-    def settle(self) -> None:
-        """Wait until the index and the checkpoints have come as far as the commits: for tests.
-
-        Raises:
-            OSError: the index cannot be written.
-            RunDamaged: a part of it cannot be read.
-
-        """
-        if self._checkpointer is not None:
-            self._checkpointer.settle()
-        self._index.settle()
-
     def close(self) -> None:
         self._index.close()
         self._readers.close()

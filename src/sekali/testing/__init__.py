@@ -6,6 +6,7 @@ from sekali.testing.clock import FakeClock
 from sekali.testing.disk import FaultyDisk
 from sekali.testing.disk_faults import ALL, READING, WRITING, Operation, PowerCut
 from sekali.testing.stores import DuplicatingStore, FailingStore, GatedStore, HookedStore, WrappedStore
+from sekali.testing.vfs import FaultyVfs
 
 __all__ = [
     "ALL",
@@ -15,6 +16,7 @@ __all__ = [
     "FailingStore",
     "FakeClock",
     "FaultyDisk",
+    "FaultyVfs",
     "GatedStore",
     "HookedStore",
     "Operation",

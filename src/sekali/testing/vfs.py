@@ -50,7 +50,7 @@ class FaultyVfs(apsw.VFS):
 
     # What SQLite calls.
 
-    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
         """Open a file."""
         if name is None:
             return apsw.VFSFile("", None, flags)
@@ -62,13 +62,13 @@ class FaultyVfs(apsw.VFS):
                 file = self.disk.open(path.name)
         return _File(file, name, flags)
 
-    def xDelete(self, path: str, sync: bool) -> None:  # noqa: N802
+    def xDelete(self, path: str, sync: bool) -> None:
         """Delete a file."""
         with _as_sqlite(apsw.SQLITE_IOERR_DELETE):
             self.disk.remove(Path(path).name, sync=sync)
         super().xDelete(path, False)
 
-    def xAccess(self, path: str, flags: int) -> bool:  # noqa: N802
+    def xAccess(self, path: str, flags: int) -> bool:
         """Tell whether there is such a file."""
         with _as_sqlite(apsw.SQLITE_IOERR_ACCESS):
             return self.disk.exists(Path(path).name)
@@ -83,7 +83,7 @@ class _File(apsw.VFSFile):
         # SQLite's own VFS asks for no more either than that the file was opened to be made.
         self._sync_name = bool(flags[0] & apsw.SQLITE_OPEN_CREATE and flags[0] & _SYNCED_WITH_NAME)
 
-    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+    def xRead(self, amount: int, offset: int) -> bytes:
         """Read; SQLite takes less than it asked for as the end of the file."""
         with _as_sqlite(apsw.SQLITE_IOERR_READ):
             data = self._file.read_at(offset, amount)
@@ -91,7 +91,7 @@ class _File(apsw.VFSFile):
                 raise OSError(errno.EIO, "read only in part")
         return data
 
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+    def xWrite(self, data: bytes, offset: int) -> None:
         """Write."""
         try:
             with _as_sqlite(apsw.SQLITE_IOERR_WRITE):
@@ -99,7 +99,7 @@ class _File(apsw.VFSFile):
         finally:
             super().xWrite(self._file.seen(offset, len(data)), offset)
 
-    def xTruncate(self, size: int) -> None:  # noqa: N802
+    def xTruncate(self, size: int) -> None:
         """Truncate."""
         try:
             with _as_sqlite(apsw.SQLITE_IOERR_TRUNCATE):
@@ -107,13 +107,13 @@ class _File(apsw.VFSFile):
         finally:
             super().xTruncate(len(self._file.seen()))
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
+    def xSync(self, flags: int) -> None:
         """Sync."""
         with _as_sqlite(apsw.SQLITE_IOERR_FSYNC):
             self._file.sync(with_name=self._sync_name)
         self._sync_name = False
 
-    def xFileSize(self) -> int:  # noqa: N802
+    def xFileSize(self) -> int:
         """Return the size in bytes."""
         with _as_sqlite(apsw.SQLITE_IOERR_FSTAT):
             return self._file.size()
@@ -125,7 +125,9 @@ def _as_sqlite(code: int) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise apsw.exception_for(apsw.SQLITE_CANTOPEN if code == apsw.SQLITE_CANTOPEN else apsw.SQLITE_IOERR_DELETE_NOENT) from error
+        raise apsw.exception_for(
+            apsw.SQLITE_CANTOPEN if code == apsw.SQLITE_CANTOPEN else apsw.SQLITE_IOERR_DELETE_NOENT
+        ) from error
     except OSError as error:
         full = error.errno == errno.ENOSPC and code == apsw.SQLITE_IOERR_WRITE
         raise apsw.exception_for(apsw.SQLITE_FULL if full else code) from error
