@@ -8,7 +8,7 @@ import msgspec
 
 from batches import batch, commit, read_all
 from sekali.ports import EventStore, Query
-from sekali.stores.sqlite import mark_name
+from sekali.stores.high_water import mark_name
 
 
 def fill(store: EventStore) -> None:

@@ -16,6 +16,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("service",),
     ("api",),
     ("consumer", "testing"),
+    ("writer",),
+    ("tickets",),
     ("stores",),
     ("ports", "decode", "metrics"),
     ("event",),

@@ -39,6 +39,10 @@ METRICS = (
     MetricInfo("sekali_healthy", "gauge", "1 while the server can commit, else 0."),
     MetricInfo("sekali_log_events", "gauge", "Events in the log."),
     MetricInfo("sekali_log_topics", "gauge", "Topics in the log."),
+    MetricInfo(
+        "sekali_store_wal_bytes", "gauge", "Size of the write-ahead log: it grows while a reader holds it back."
+    ),
+    MetricInfo("sekali_store_disk_free_bytes", "gauge", "Bytes left on the disk of the store."),
     MetricInfo("sekali_uptime_seconds", "gauge", "Time since the process started."),
 )
 _INFO = {metric.name: metric for metric in METRICS}

@@ -107,7 +107,10 @@ class TopicInfo(msgspec.Struct, frozen=True):
 
 
 class Conflict(msgspec.Struct, frozen=True):
-    """A variant that was refused because its identity was taken. ``number`` orders the variants by first arrival."""
+    """A variant that was refused because its identity was taken. ``number`` orders the variants by first arrival.
+
+    Of one that is ``damaged`` only number and seq mean something.
+    """
 
     number: int
     seq: int
@@ -118,6 +121,7 @@ class Conflict(msgspec.Struct, frozen=True):
     count: int
     first_at_ns: int
     last_at_ns: int
+    damaged: bool = False
 
 
 class Lifetime(msgspec.Struct, frozen=True):

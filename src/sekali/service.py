@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ from sekali.stores.sqlite import SqliteStore
 
 READER_THREADS = 4
 LISTEN_BACKLOG = 1024
+EXIT_OK, EXIT_TOO_LATE, EXIT_GAVE_UP = 0, 1, 4
 
 log = structlog.get_logger("sekali")
 
@@ -57,8 +59,9 @@ def open_store(settings: ServerSettings, *, accept_lost_tail: bool = False) -> E
 def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], EventStore] = open_store) -> int:
     """Run the server until SIGTERM or SIGINT, and return the exit code.
 
-    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``. A store of one's
-    own, such as one that injects faults, comes in through ``open_store``.
+    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``. 4: commits failed
+    again and again, so that it gave up. A store of one's own, such as one that injects faults, comes in through
+    ``open_store``.
 
     Raises:
         StartupError: it cannot start; the message says what to do.
@@ -72,7 +75,11 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
         store = open_store(settings)
         stack.callback(store.close)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        return runner.run(_serve(settings, store, listener))
+        code = runner.run(_serve(settings, store, listener))
+        if code == EXIT_TOO_LATE:
+            # To close the file would be to wait for the commit that does not end. What was acknowledged is safe.
+            os._exit(code)
+        return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +95,15 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running_app(settings: ServerSettings, store: EventStore, stopping: asyncio.Event) -> AsyncIterator[Running]:
+async def running_app(
+    settings: ServerSettings,
+    store: EventStore,
+    stopping: asyncio.Event,
+    on_give_up: Callable[[str], None] = lambda reason: None,
+) -> AsyncIterator[Running]:
     """Put the parts together over a store and run them; at the end commit what was accepted.
 
+    ``on_give_up`` is told why no commit works, once none will be tried any more.
 
     Raises:
         TimeoutError: at the end, that took longer than ``settings.stop_timeout_s``.
@@ -107,6 +120,7 @@ async def running_app(settings: ServerSettings, store: EventStore, stopping: asy
         commit_events_max=settings.commit_events_max,
         commit_wait_ms_max=settings.commit_wait_ms_max,
         on_recovery=RecoveryReport(),
+        on_give_up=on_give_up,
     )
     with (
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
@@ -155,8 +169,22 @@ class _Server(uvicorn.Server):
 
 async def _serve(settings: ServerSettings, store: EventStore, listener: socket.socket) -> int:
     stopping = asyncio.Event()
+    code = EXIT_OK
     async with contextlib.AsyncExitStack() as stack:
-        running = await stack.enter_async_context(running_app(settings, store, stopping))
+
+        def give_up(reason: str) -> None:
+            nonlocal code
+            code = EXIT_GAVE_UP
+            log.error(
+                "gave up: no commit works, so that nothing new can be stored. What was acknowledged is on the disk. "
+                "See to the disk and its file system (dmesg, free space, mount options), then start the server again",
+                reason=reason,
+                db_path=str(settings.db_path),
+            )
+            stopping.set()
+            server.should_exit = True
+
+        running = await stack.enter_async_context(running_app(settings, store, stopping, give_up))
         server = _Server(
             uvicorn.Config(
                 running.app,
@@ -195,9 +223,9 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
             await stack.aclose()
         except TimeoutError as error:
             log.error("stopped too late", reason=str(error))
-            return 1
+            return EXIT_TOO_LATE
     log.info("stopped")
-    return 0
+    return code
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from e2e.conftest import Launch
 from e2e.server import Client, ServerProcess, event, wait_until
 from sekali.metrics import METRICS
+from stored import put_back
 
 ORDERS = ["seq", "-seq", "timestamp", "-timestamp"]
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6}|\.\d{9})?Z")
@@ -425,7 +426,7 @@ def test_cursor_above_the_head_is_410(launch: Launch) -> None:
     assert [server.http.get(str(address)).status for address in addresses] == [200] * 5
     assert server.terminate() == 0
     assert not server.db_path.with_name(server.db_path.name + "-wal").exists()
-    shutil.copy(older, server.db_path)
+    put_back(older, server.db_path)
     server.start()
     statuses = {str(address): server.http.get(str(address)).status for address in addresses}
     assert statuses == dict.fromkeys(statuses, 410)

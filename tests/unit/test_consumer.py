@@ -151,7 +151,7 @@ def test_a_failed_commit_is_unknown_and_the_retry_settles_it(after_commit: bool)
 
 
 def test_in_trouble_everything_is_refused_at_once_until_a_probe_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.001)
 
     async def test() -> None:
         failing = FailingStore(memory(), failures_left=10**9)
@@ -189,7 +189,7 @@ def test_what_is_in_line_when_a_commit_fails_is_answered_and_not_lost_in_silence
 
 
 def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.001)
 
     async def test() -> None:
         failing = FailingStore(memory(), failures_left=4)
@@ -205,7 +205,7 @@ def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch:
 
 
 def test_a_store_that_cannot_recover_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.001)
 
     class Broken(FailingStore):
         recoveries = 0  # the first is that of the start

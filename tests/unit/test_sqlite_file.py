@@ -8,7 +8,7 @@ import pytest
 
 from batches import CONFLICT, DUPLICATE, STORED, publish, read_all
 from sekali.errors import StartupError, StoreBroken
-from sekali.ports import Order, Query, Unreadable
+from sekali.ports import Order, Query, Unreadable, no_progress
 from sekali.stores import sqlite_read
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import Report, audit
@@ -216,7 +216,7 @@ class TestBackup:
         store = open_store(path)
         target = tmp_path / "copy.db"
         publish(store, ("a", "3"))
-        assert backup(path, target) == target.stat().st_size
+        assert backup(path, target, no_progress) == target.stat().st_size
         publish(store, ("a", "4"))
         log_id = store.summary().log_id
         store.close()
@@ -240,10 +240,10 @@ class TestBackup:
         target = tmp_path / "copy.db"
         target.write_text("precious")
         with pytest.raises(StoreBroken, match="exists already"):
-            backup(path, target)
+            backup(path, target, no_progress)
         assert target.read_text() == "precious"
         with pytest.raises(StoreBroken, match="no store"):
-            backup(tmp_path / "nothing.db", tmp_path / "copy2.db")
+            backup(tmp_path / "nothing.db", tmp_path / "copy2.db", no_progress)
         with pytest.raises(StoreBroken, match="cannot back up"):
-            backup(path, tmp_path / "no-folder" / "copy.db")
+            backup(path, tmp_path / "no-folder" / "copy.db", no_progress)
         assert not (tmp_path / "copy2.db").exists()

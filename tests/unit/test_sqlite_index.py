@@ -13,7 +13,7 @@ from e2e.server import wait_until
 from indexes import DEADLINE_S, run_ranges
 from sekali.errors import CommitUnknown, StoreBroken, Unavailable
 from sekali.event import Outcome
-from sekali.ports import Query
+from sekali.ports import Query, no_progress
 from sekali.stores.dedup import FROZEN_MAX
 from sekali.stores.folder import index_folder
 from sekali.stores.index_files import Files
@@ -291,7 +291,7 @@ class TestOfAnotherTime:
         path, target = tmp_path / "store.db", tmp_path / "backup.db"
         store = open_store()
         send(store, range(EVENTS // 2))
-        backup(path, target)
+        backup(path, target, no_progress)
         send(store, range(EVENTS // 2, EVENTS))
         store.close()
         shutil.copytree(index_folder(path), index_folder(target))

@@ -96,7 +96,7 @@ class Event(BaseModel):
     last_duplicate_at: str = Field(None)  # type: ignore[assignment]
 
 
-class UnreadableEvent(BaseModel):
+class UnreadableRow(BaseModel):
     """A row that cannot be read back."""
 
     seq: int
@@ -217,12 +217,12 @@ def _listing(model: Any, description: str) -> dict[str, Any]:
     }
 
 
-EVENTS = _listing(Event | UnreadableEvent, "One page of events.")
+EVENTS = _listing(Event | UnreadableRow, "One page of events.")
 EVENTS["responses"][200]["content"] = {
     "application/x-ndjson": {"schema": {"type": "string", "description": "Everything that matches, an event a line."}}
 }
 TOPICS = _listing(Topic, "One page of topics.")
-CONFLICTS = _listing(Conflict, "One page of refused variants.")
+CONFLICTS = _listing(Conflict | UnreadableRow, "One page of refused variants.")
 STATS: dict[str, Any] = {
     "response_model": None,
     "responses": {200: {"description": "The figures.", "model": Stats}, **_problem(Kind.UNAVAILABLE)},

@@ -239,6 +239,7 @@ class Reading:
         else:
             gauges["sekali_log_events"] = summary.lifetime.stored
             gauges["sekali_log_topics"] = summary.topics_count
+        gauges |= {f"sekali_store_{name}": value for name, value in (await self._read(self._store.gauges)).items()}
         return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -38,6 +38,7 @@ app.command("tail", epilog=read.TAIL_EPILOG)(read.tail)
 app.command("stats", epilog=read.STATS_EPILOG)(read.stats)
 app.command("verify", epilog=server.VERIFY_EPILOG)(server.verify)
 app.command("backup", epilog=server.BACKUP_EPILOG)(server.backup)
+app.command("restore", epilog=server.RESTORE_EPILOG)(server.restore)
 app.command("bench", epilog=bench.EPILOG)(bench.bench)
 
 

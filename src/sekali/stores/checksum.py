@@ -5,11 +5,17 @@ own, and texts and payload as the XXH3 (https://xxhash.com) of all of them, chai
 four thousand million. It finds damage; it does not prove who wrote a row.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
+from sekali import jsonvalue
+
+# What comes of values that cannot have been stored: texts that are not UTF-8, or of another type than their column.
+DAMAGE = (UnicodeDecodeError, TypeError, AttributeError, OverflowError, ValueError)
 
 _SEQ, _TIMESTAMP, _PROCESSED_AT, _SOURCE_SEQ = (  # odd, with about half of their bits set
     np.uint64(factor) for factor in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
@@ -49,3 +55,13 @@ def row_checksums(
     total *= _MIX
     checksums: list[int] = (total >> np.uint64(32)).astype(np.uint32).view(np.int32).tolist()
     return checksums
+
+
+def content_hash(source: bytes, payload: bytes) -> bytes:
+    """Return what is equal for two variants of an event exactly when their content is: it tells them apart.
+
+    Raises:
+        msgspec.MsgspecError, UnicodeDecodeError, RecursionError: the payload is not JSON in UTF-8.
+
+    """
+    return hashlib.sha256(source + b"\0" + jsonvalue.canonical(payload)).digest()

@@ -6,7 +6,9 @@ and synced, at most once a second, so it may lag behind the log by that second; 
 """
 
 import threading
+from pathlib import Path
 
+import apsw
 import msgspec
 import structlog
 import xxhash
@@ -115,6 +117,24 @@ class HighWaterMark:
             self._thread.join()
             self._thread = None
             self._write()
+
+
+def mark_name(db_path: Path) -> str:
+    """Return the name of the mark of a store, which lies beside its file."""
+    return db_path.name + ".mark"
+
+
+def mark_of(connection: apsw.Connection) -> Mark:
+    """Return how far the log in a file has come.
+
+    Raises:
+        apsw.Error, checksum.DAMAGE: it cannot be read.
+
+    """
+    ((log_id, head, received),) = connection.execute(
+        "SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events), received FROM log"
+    )
+    return Mark(log_id, head, received)
 
 
 def _checksum(text: bytes) -> bytes:

@@ -12,9 +12,10 @@ import apsw
 from sekali.errors import CommitUnknown, DiskFull, StartupError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
 from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Summary, TopicInfo, no_progress
+from sekali.stores.checksum import DAMAGE
 from sekali.stores.dedup import RUN_KEYS, DedupIndex
 from sekali.stores.folder import FolderLock, free_bytes, index_folder, make_folder, refuse_network_file_system
-from sekali.stores.high_water import HighWaterMark, Mark, MarkDamaged
+from sekali.stores.high_water import HighWaterMark, Mark, MarkDamaged, mark_name, mark_of
 from sekali.stores.identity import HashIdentities, hash_identities
 from sekali.stores.index_files import Files, FolderFiles
 from sekali.stores.index_run import RunDamaged
@@ -107,7 +108,7 @@ class SqliteStore:
         may_be_new = accept_lost_tail or mark is None or not mark.received
         writer = open_writer(self._db_path, self._vfs, may_be_new=may_be_new)
         try:
-            missing = None if mark is None else mark.missing_in(_mark_of(writer))
+            missing = None if mark is None else mark.missing_in(mark_of(writer))
             if missing is not None:
                 if not accept_lost_tail:
                     raise StartupError(
@@ -116,9 +117,9 @@ class SqliteStore:
                         "start once with --accept-lost-tail"
                     )
                 begin_another_log(writer)
-        except apsw.Error as error:
+        except (apsw.Error, *DAMAGE) as error:
             close_quietly(writer)
-            raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
+            raise StoreBroken(f"cannot read {self._db_path}: {error}; run sekali verify") from error
         except StartupError:
             close_quietly(writer)
             raise
@@ -134,8 +135,8 @@ class SqliteStore:
                 self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
                 self._read_state()
                 self._index.recover(LogSource(self._writer), progress)
-            except apsw.Error as error:
-                raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
+            except (apsw.Error, *DAMAGE) as error:
+                raise StoreBroken(f"cannot read {self._db_path}: {error}; run sekali verify") from error
             except (OSError, RunDamaged) as error:
                 raise StoreBroken(f"cannot make the dedup index in {index_folder(self._db_path)}: {error}") from error
             self._index_is_whole = True
@@ -143,7 +144,7 @@ class SqliteStore:
     def _read_state(self) -> None:
         self._rows = Rows(open_reader(self._db_path, self._vfs))
         self._topic_ids: dict[str, int] = dict(iter(self._writer.execute("SELECT topic, topic_id FROM topics")))
-        found = _mark_of(self._writer)
+        found = mark_of(self._writer)
         if self._committed is not None and (missing := self._committed.missing_in(found)) is not None:
             raise StoreBroken(f"{self._db_path} has lost its end: {missing}; do not write to it, and restore a backup")
         self._committed = found
@@ -276,12 +277,3 @@ class SqliteStore:
         if self._rows is not None:
             self._rows.close()
         close_quietly(self._writer)
-
-
-def mark_name(db_path: Path) -> str:
-    """Return the name of the high-water mark of a store, which lies beside its file."""
-    return db_path.name + ".mark"
-
-
-def _mark_of(connection: apsw.Connection) -> Mark:
-    return Mark(*connection.execute("SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events), received FROM log").get)

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 
 from sekali import jsonvalue
 from sekali.errors import StoreBroken
 from sekali.event import event_id_fault
-from sekali.stores.checksum import row_checksums
+from sekali.stores.checksum import DAMAGE, content_hash, row_checksums
 from sekali.stores.folder import FolderLock
+from sekali.stores.high_water import HighWaterMark, MarkDamaged, mark_name, mark_of
+from sekali.stores.index_files import FolderFiles
 from sekali.stores.sqlite_file import close_quietly, open_reader
 from sekali.topics import topic_fault
 
@@ -75,16 +78,29 @@ def audit(db_path: Path, progress: Progress) -> Report:
         raise StoreBroken(f"there is no store at {db_path}; name it with --db-path or DB_PATH")
     lock = FolderLock(db_path)
     try:
-        connection = open_reader(db_path)
-        try:
-            connection.execute("BEGIN")  # one moment for all checks
-            return _audit(connection, db_path, progress)
-        except apsw.Error as error:
-            raise StoreBroken(f"{db_path} cannot be read through: {error}; restore a backup") from error
-        finally:
-            close_quietly(connection)
+        return audit_file(db_path, progress, HighWaterMark(FolderFiles(db_path.parent), mark_name(db_path)))
     finally:
         lock.release()
+
+
+def audit_file(db_path: Path, progress: Progress, high_water: HighWaterMark | None = None) -> Report:
+    """Check a file that nobody writes to, and whether it holds all that its high-water mark tells of.
+
+    Raises:
+        StoreBroken: it cannot be opened, or is too damaged to be walked through.
+
+    """
+    connection = open_reader(db_path)
+    try:
+        connection.execute("BEGIN")  # one moment for all checks
+        report = _audit(connection, db_path, progress)
+        if high_water is not None:
+            report.checks.append(_check_tail(connection, high_water))
+        return report
+    except (apsw.Error, *DAMAGE) as error:
+        raise StoreBroken(f"{db_path} cannot be read through: {error}; restore a backup") from error
+    finally:
+        close_quietly(connection)
 
 
 def _audit(connection: apsw.Connection, db_path: Path, progress: Progress) -> Report:
@@ -97,6 +113,7 @@ def _audit(connection: apsw.Connection, db_path: Path, progress: Progress) -> Re
         _check_counters(connection),
         _check_topics(connection),
         _check_references(connection),
+        _check_variants(connection),
     ]
     return Report(str(db_path), log_id, events, checks)
 
@@ -213,14 +230,15 @@ def _check_counters(connection: apsw.Connection) -> Check:
 
 def _check_topics(connection: apsw.Connection) -> Check:
     check = Check("the figures of each topic equal its rows")
-    for topic, *figures in connection.execute(
-        "SELECT t.topic, t.stored, e.stored, t.first_seq, e.first_seq, t.last_seq, e.last_seq, "
+    for name, *figures in connection.execute(
+        "SELECT CAST(t.topic AS BLOB), t.stored, e.stored, t.first_seq, e.first_seq, t.last_seq, e.last_seq, "
         "t.last_timestamp_ns, e.last_timestamp_ns, t.duplicates, e.duplicates FROM topics t LEFT JOIN ("
         "SELECT e.topic_id, count(*) AS stored, min(e.seq) AS first_seq, max(e.seq) AS last_seq, "
         "max(e.timestamp_ns) AS last_timestamp_ns, coalesce(sum(d.count), 0) AS duplicates "
         "FROM events e NOT INDEXED LEFT JOIN duplicates d ON d.seq = e.seq GROUP BY e.topic_id"
         ") e ON e.topic_id = t.topic_id"
     ):
+        topic = name.decode(errors="backslashreplace")
         if (fault := topic_fault(topic)) is not None:
             check.fail(f"{topic}: {fault}")
         if figures[0::2] != figures[1::2]:
@@ -244,4 +262,30 @@ def _check_references(connection: apsw.Connection) -> Check:
             f"SELECT DISTINCT {column} FROM {table} WHERE {column} NOT IN (SELECT {column} FROM {target})"
         ):
             check.fail(f"{table}: there is no {column} {value} in {target}")
+    return check
+
+
+def _check_variants(connection: apsw.Connection) -> Check:
+    check = Check("every variant can be read back as it was stored")
+    for seq, source, payload, kept in connection.execute(
+        "SELECT seq, CAST(source AS BLOB), payload, content_hash FROM conflicts ORDER BY number"
+    ):
+        try:
+            fits = content_hash(source, payload) == kept
+        except (msgspec.MsgspecError, RecursionError, *DAMAGE):
+            fits = False
+        if not fits:
+            check.fail(f"a variant of seq {seq} is damaged")
+    return check
+
+
+def _check_tail(connection: apsw.Connection, high_water: HighWaterMark) -> Check:
+    check = Check("the log holds all that its high-water mark tells of")
+    try:
+        mark = high_water.read()
+    except (MarkDamaged, OSError) as error:
+        check.fail(f"the mark cannot be read: {error!r}")
+    else:
+        if mark is not None and (missing := mark.missing_in(mark_of(connection))) is not None:
+            check.fail(missing)
     return check

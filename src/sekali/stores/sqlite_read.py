@@ -25,7 +25,7 @@ from sekali.ports import (
     TopicInfo,
     Unreadable,
 )
-from sekali.stores.checksum import row_checksums
+from sekali.stores.checksum import DAMAGE, content_hash, row_checksums
 from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_file import close_quietly, open_reader
 from sekali.topics import is_pattern, matches
@@ -79,9 +79,9 @@ class Readers:
                 f"the query took longer than {self._timeout_s:g} s (READ_TIMEOUT_S) and was ended; ask for less at "
                 "a time"
             ) from error
-        except apsw.Error as error:
+        except (apsw.Error, *DAMAGE) as error:
             close_quietly(connection)
-            raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
+            raise StoreBroken(f"cannot read {self._db_path}: {error}; run sekali verify") from error
         except BaseException:
             close_quietly(connection)
             raise
@@ -136,13 +136,15 @@ class Readers:
         found: list[Conflict] = []
         size = 0
         with self.snapshot() as connection:
+            # Texts as blobs: a damaged one must not end the walk.
             for row in connection.execute(
-                "SELECT c.number, c.seq, t.topic, e.event_id, c.source, c.payload, c.count, c.first_at_ns, "
-                "c.last_at_ns FROM conflicts c CROSS JOIN events e ON e.seq = c.seq "
+                "SELECT c.number, c.seq, t.topic, CAST(e.event_id AS BLOB), CAST(c.source AS BLOB), c.payload, "
+                "c.count, c.first_at_ns, c.last_at_ns, c.content_hash "
+                "FROM conflicts c CROSS JOIN events e ON e.seq = c.seq "
                 "CROSS JOIN topics t ON t.topic_id = e.topic_id WHERE c.number > ? ORDER BY c.number LIMIT ?",
                 (after, limit),
             ):
-                found.append(Conflict(*row))
+                found.append(_conflict(row))
                 size += len(found[-1].payload)
                 if size > PAGE_BYTES_MAX:
                     break
@@ -244,7 +246,7 @@ def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
         rows = connection.execute(f"SELECT {_EVENT_COLUMNS} {statement}", (*bindings, query.limit + 1))
         found, is_cut = _take(rows, query.limit)
         events, cut_at = _checked(found), Position(found[-1][0], found[-1][3]) if is_cut else None
-    except UnicodeDecodeError:  # a damaged text: find out which row, and give the others
+    except DAMAGE:  # find out which row, and give the others
         rows = connection.execute(f"SELECT e.seq, e.timestamp_ns {statement}", (*bindings, query.limit + 1))
         events, cut_at = _read_damaged(connection, rows, query.limit)
     if cut_at is not None:
@@ -307,6 +309,16 @@ def _checked(rows: Sequence[Any]) -> list[StoredEvent | Unreadable]:
     ]
 
 
+def _conflict(row: Any) -> Conflict:
+    number, seq, topic, event_id, source, payload, count, first_at_ns, last_at_ns, kept = row
+    try:
+        damaged = content_hash(source, payload) != kept
+        texts = event_id.decode(), source.decode()
+    except (msgspec.MsgspecError, RecursionError, *DAMAGE):
+        damaged, texts = True, ("", "")
+    return Conflict(number, seq, topic, *texts, payload, count, first_at_ns, last_at_ns, damaged)
+
+
 def _read_damaged(
     connection: apsw.Connection, rows: Iterator[Any], limit: int
 ) -> tuple[list[StoredEvent | Unreadable], Position | None]:
@@ -320,6 +332,6 @@ def _read_damaged(
             ).fetchone()
             assert row is not None  # it was found in the same transaction
             events.extend(_checked([row]))
-        except UnicodeDecodeError:
-            events.append(Unreadable(seq, "a text is not valid UTF-8: the row is damaged"))
+        except DAMAGE as error:
+            events.append(Unreadable(seq, f"the row is damaged: {error}"))
     return events, Position(*keys[limit - 1]) if len(keys) > limit else None

@@ -3,7 +3,6 @@
 ``plan`` puts them together before the commit's turn comes, ``write`` hands them to SQLite.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ import apsw
 import msgspec
 import numpy as np
 
-from sekali import jsonvalue
-from sekali.stores.checksum import row_checksums
+from sekali.stores.checksum import content_hash, row_checksums
 from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_judge import Judge, Variant
 from sekali.stores.sqlite_lookup import Columns
@@ -155,16 +153,16 @@ def _write_group(connection: apsw.Connection, writes: Writes) -> int:
 def _write_variants(connection: apsw.Connection, variants: Sequence[Variant], processed_at_ns: int) -> int:
     added = 0
     for seq, _, source, payload in variants:
-        content_hash = hashlib.sha256(source.encode() + b"\0" + jsonvalue.canonical(payload)).digest()
+        variant_hash = content_hash(source.encode(), payload)
         connection.execute(
             "UPDATE conflicts SET count = count + 1, last_at_ns = ? WHERE seq = ? AND content_hash = ?",
-            (processed_at_ns, seq, content_hash),
+            (processed_at_ns, seq, variant_hash),
         )
         if not connection.changes():
             connection.execute(
                 "INSERT INTO conflicts (seq, content_hash, source, payload, count, first_at_ns, last_at_ns) "
                 "VALUES (?, ?, ?, ?, 1, ?, ?)",
-                (seq, content_hash, source, payload, processed_at_ns, processed_at_ns),
+                (seq, variant_hash, source, payload, processed_at_ns, processed_at_ns),
             )
             added += len(payload) + len(source.encode())
     return added
