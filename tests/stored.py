@@ -31,7 +31,11 @@ def contents(store: EventStore) -> Any:
         "conflicts": store.conflicts(0, 100),
         "summary": store.summary(),
     }
-    return msgspec.to_builtins(seen)
+    found = msgspec.to_builtins(seen)
+    for conflict in found["conflicts"]:
+        if not conflict["damaged"]:  # the first schema did not know of it
+            del conflict["damaged"]
+    return found
 
 
 def put_back(saved: Path, path: Path) -> None:

@@ -130,7 +130,7 @@ class SqliteStore:
         with self._judging:
             self._index_is_whole = False
             self._close_writer()
-            self._writer = open_writer(self._db_path, self._vfs)
+            self._writer = open_writer(self._db_path, self._vfs, may_be_new=False)
             try:
                 self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
                 self._read_state()
@@ -145,8 +145,10 @@ class SqliteStore:
         self._rows = Rows(open_reader(self._db_path, self._vfs))
         self._topic_ids: dict[str, int] = dict(iter(self._writer.execute("SELECT topic, topic_id FROM topics")))
         found = mark_of(self._writer)
+        if self._committed is not None and self._committed.log_id != found.log_id:
+            raise StoreBroken(f"{self._db_path} was replaced by another store; stop the server before that")
         if self._committed is not None and (missing := self._committed.missing_in(found)) is not None:
-            raise StoreBroken(f"{self._db_path} has lost its end: {missing}; do not write to it, and restore a backup")
+            raise StoreBroken(f"{self._db_path} has lost its end: {missing}; restore a backup")
         self._committed = found
         newest = self._writer.execute("SELECT processed_at_ns FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         self._head = found.head

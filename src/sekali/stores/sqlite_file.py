@@ -17,6 +17,7 @@ BUSY_TIMEOUT_MS = 5000
 # Before 3.51.3 two connections, one writing and one checkpointing, could lose a transaction.
 # https://www.sqlite.org/wal.html#walresetbug
 SQLITE_VERSION_MIN = 3051003
+_COPY_BYTES = 64 * 1024  # SQLite's own VFS takes less than 128 KiB at a time
 
 
 def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = True) -> apsw.Connection:
@@ -32,6 +33,7 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
     if apsw.SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN:
         raise StartupError(f"SQLite {apsw.sqlite_lib_version()} can lose transactions; install apsw 3.51.3 or later")
     try:
+        _make_log_durable(db_path, vfs)
         connection = apsw.Connection(str(db_path), vfs=vfs)
     except apsw.Error as error:
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
@@ -39,9 +41,9 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         if require_ours(connection, db_path) == 0 and not may_be_new:
             raise StartupError(
-                f"there is no store at {db_path}, and the high-water mark beside it tells of one: put the file back, "
-                "together with the one that ends in -wal, or restore a backup; to begin an empty log instead, start "
-                "with --accept-lost-tail"
+                f"there is no store at {db_path}, and there was one, as the high-water mark beside it tells: put the "
+                "file back, together with the one that ends in -wal, or restore a backup; to begin an empty log "
+                "instead, start with --accept-lost-tail"
             )
         _make_durable(connection)
         make_or_migrate(connection)
@@ -102,6 +104,26 @@ def close_quietly(connection: apsw.Connection) -> None:
     """Close a connection that may be in any state."""
     with suppress(apsw.Error):
         connection.close(True)
+
+
+def _make_log_durable(db_path: Path, vfs: str | None) -> None:
+    """Write the write-ahead log over itself, and sync it: what can be read of it may not be on the disk.
+
+    After a sync that failed Linux takes the pages for clean, so that no later sync writes them, and goes on showing
+    them (https://wiki.postgresql.org/wiki/Fsync_Errors). SQLite would find the commit that failed, and put the next
+    ones behind it; a power cut would then take all of them.
+    """
+    path = db_path.with_name(db_path.name + "-wal")
+    if not path.is_file():
+        return
+    file = apsw.VFSFile(vfs or "", str(path), [apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE, 0])
+    try:
+        size = file.xFileSize()
+        for start in range(0, size, _COPY_BYTES):
+            file.xWrite(file.xRead(min(_COPY_BYTES, size - start), start), start)
+        file.xSync(apsw.SQLITE_SYNC_NORMAL)
+    finally:
+        file.xClose()
 
 
 def _make_durable(connection: apsw.Connection) -> None:
