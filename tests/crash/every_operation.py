@@ -8,12 +8,13 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 from crash.disk_life import Life, Stopped, audited, live
-from crash.disk_story import Commit, Ledger, Lost, tell
+from crash.disk_story import Commit, Ledger, tell
 from sekali.testing import ALL, WRITING, FakeClock, FaultyDisk, Operation
 
 KEEPS = (0, 1, 0.5)  # of what was not synced: nothing, all, and any part of it
@@ -64,7 +65,7 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to try: a fault at an operation, and maybe another one while the store recovers from it."""
+    """One thing to try: a fault at an operation, and maybe another at an operation of the recovery that follows."""
 
     fault: str
     at: int
@@ -121,26 +122,32 @@ class Trial:
         chance = random.Random(repr(case))
         fault.plan(disk, case.at)
         life = self._life(disk, ledger, late_index=case.late_index, clock=clock)
+        life.dies_of_failure = fault.then == "kill"
         if fault.then == "cut":
             life.cut_power_after(chance.randint(1, CUT_AFTER_MAX))
-        life.dies_of_failure = fault.then == "kill"
-        try:
-            live(life, self._story)
-        except Stopped:
-            if not disk.power_is_cut:
-                life = self._another_life(life, ledger, clock, case)
-        met = disk.faults[0] if disk.faults else None
         self.figures["lives"] += 1
-        self.figures["faults met"] += len(disk.faults)
-        disk = life.disk
-        if disk.power_is_cut:
-            images = [disk.after_power_cut(seed=chance.getrandbits(32), keep=keep) for keep in KEEPS]
-        else:
-            images = [disk.after_kill(), disk.after_power_cut(seed=0, keep=0)]
+        with suppress(Stopped):
+            live(life, self._story)
+        if not disk.faults:
+            life.end()
+            return None
+        self.figures["power cuts" if disk.power_is_cut else "errors"] += 1
+        if case.recovery_fault is not None:
+            images = self._found(disk, chance)
+            life.end()
+            return self._recover(chance.choice(images), ledger, clock, chance, case)
+        if life.published < len(self._story) and not disk.power_is_cut:
+            life = self._another_life(life, ledger, clock, case)
+        images = self._found(life.disk, chance)
         life.end()
         for image in images:
             self._check(image, ledger, clock, case)
-        return met
+        return disk.faults[0]
+
+    def _found(self, disk: FaultyDisk, chance: random.Random) -> list[FaultyDisk]:
+        """Return what may be found after this moment: after power cuts, and by another process."""
+        images = [disk.after_power_cut(seed=chance.getrandbits(32), keep=keep) for keep in KEEPS]
+        return images if disk.power_is_cut else [disk.after_kill(), images[0], images[-1]]
 
     def _another_life(self, killed: Life, ledger: Ledger, clock: FakeClock, case: Case) -> Life:
         """Go on in another process, with what is on the disk now; the cause is gone."""
@@ -152,18 +159,37 @@ class Trial:
         live(life, self._story)
         return life
 
+    def _recover(
+        self, image: FaultyDisk, ledger: Ledger, clock: FakeClock, chance: random.Random, case: Case
+    ) -> str | None:
+        """Recover with another fault on the way; whatever is found then is whole."""
+        assert case.recovery_fault is not None
+        FAULTS[case.recovery_fault].plan(image, case.recovery_at)
+        life = self._life(image, ledger, late_index=case.late_index, clock=clock)
+        with suppress(Stopped):
+            life.start()
+        self.figures["recoveries"] += 1
+        met = image.faults[0] if image.faults else None
+        if met is not None:
+            self.figures["recoveries that met a fault"] += 1
+            images = self._found(image, chance)
+        life.end()
+        if met is not None:
+            for found in images:
+                self._check(found, ledger, clock, case)
+        return met
+
     def _check(self, image: FaultyDisk, ledger: Ledger, clock: FakeClock, case: Case) -> None:
         """What is found is whole; so it is after everything is sent again, and after one more power cut."""
         ledger = deepcopy(ledger)
         life = self._life(image, ledger, late_index=case.late_index, clock=clock)
-        self.figures["images"] += 1
         store = life.start()
         ledger.resend(store, self._story)
         cut = image.after_power_cut(seed=0, keep=0)
         life.end()
         audited(life.db_path)
         life = self._life(cut, ledger, late_index=case.late_index, clock=clock)
-        self.figures["images"] += 1
         ledger.check(life.start())
         life.end()
         audited(life.db_path)
+        self.figures["stores found and checked"] += 2
