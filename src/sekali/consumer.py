@@ -23,7 +23,7 @@ from sekali.event import Batch
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.tickets import Group, OnDone, Ticket
-from sekali.writer import PROBES_MAX, Committed, Listener, Writer
+from sekali.writer import Committed, Listener, Writer
 
 # Groups prepared and not committed yet. With more, preparing goes on beside a commit; measured, both then wait for the
 # interpreter lock so often that batches gain nothing and single events lose a third (docs/decisions/0008).
@@ -42,7 +42,7 @@ class Consumer:
     The queue holds at most ``queue_events_max`` events, those being committed included. ``on_recovery`` is told, on the
     writer's thread, how far the store has come where it takes long to get ready; ``on_give_up`` once, on the loop, why
     no commit works and none will be tried any more. Requests get no verdict from a commit that takes longer than
-    ``commit_timeout_s``, and none are taken until it ends.
+    ``COMMIT_TIMEOUT_S``, and none are taken until it ends.
     """
 
     def __init__(
@@ -57,8 +57,6 @@ class Consumer:
         commit_wait_ms_max: float,
         on_recovery: Progress = no_progress,
         on_give_up: Callable[[str], None] = lambda reason: None,
-        probes_max: int = PROBES_MAX,
-        commit_timeout_s: float = COMMIT_TIMEOUT_S,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -67,7 +65,6 @@ class Consumer:
         self._queue_events_max = queue_events_max
         self._commit_events_max = commit_events_max
         self._commit_wait_s_max = commit_wait_ms_max / 1000
-        self._commit_timeout_s = commit_timeout_s
         self._on_give_up = on_give_up
         self._accepted: deque[Ticket] = deque()
         self._preparing_is_due = False
@@ -83,7 +80,7 @@ class Consumer:
             gave_up=lambda reason: self._on_loop(self._on_give_up, reason),
             recovering=on_recovery,
         )
-        self._writer = Writer(store, clock_s, listener, commit_events_max=commit_events_max, probes_max=probes_max)
+        self._writer = Writer(store, clock_s, listener, commit_events_max=commit_events_max)
 
     def start(self) -> None:
         """Start the threads. Call once, on the event loop that will publish."""
@@ -209,11 +206,10 @@ class Consumer:
         """Let nobody wait for a commit that hangs. Its events stay in the queue's count, until it ends."""
         self._look = self._loop.call_later(LOOK_INTERVAL_S, self._look_at_writer)
         since_s = self._writer.busy_since_s
-        if self._hanging is not None or since_s is None or self._clock_s() - since_s < self._commit_timeout_s:
+        if self._hanging is not None or since_s is None or self._clock_s() - since_s < COMMIT_TIMEOUT_S:
             return
         self._hanging = (
-            f"a commit has been under way for more than {self._commit_timeout_s:g} s: the disk of the store does not "
-            "answer"
+            f"a commit has been under way for more than {COMMIT_TIMEOUT_S:g} s: the disk of the store does not answer"
         )
         log.error("a commit hangs", requests=len(self._in_flight), reason=self._hanging)
         self._metrics.commit_failed()

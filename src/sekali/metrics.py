@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from sekali.event import Outcome
 
 LATENCIES_KEPT = 4096
+REFUSAL_STATUSES = (401, 403, 429)
 THROUGHPUT_WINDOW_S = 60
 COMMIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -31,6 +32,12 @@ class MetricInfo:
 METRICS = (
     MetricInfo("sekali_events_total", "counter", "Events by outcome since the process started.", ("outcome",)),
     MetricInfo("sekali_responses_total", "counter", "Answers to publishers by HTTP status.", ("status",)),
+    MetricInfo(
+        "sekali_refusals_total",
+        "counter",
+        "Requests refused for their sender: no key, no scope, too many.",
+        ("status",),
+    ),
     MetricInfo("sekali_commit_failures_total", "counter", "Commits that failed, and whose effect is unknown."),
     MetricInfo("sekali_commit_seconds", "histogram", "Time of a commit, its sync included."),
     MetricInfo("sekali_queue_events", "gauge", "Events accepted and not yet answered."),
@@ -56,6 +63,7 @@ class Metrics:
         self.started_at_s = clock_s()
         self.outcomes: Counter[Outcome] = Counter()
         self.responses: Counter[int] = Counter()
+        self.refusals: Counter[int] = Counter()
         self.commit_failures = 0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._per_second: deque[tuple[int, int]] = deque(maxlen=THROUGHPUT_WINDOW_S)
@@ -89,6 +97,10 @@ class Metrics:
     def count_response(self, status: int) -> None:
         """Count an answer to a publisher."""
         self.responses[status] += 1
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request that was refused at the door, with one of ``REFUSAL_STATUSES``."""
+        self.refusals[status] += 1
 
     @property
     def uptime_s(self) -> float:
@@ -133,6 +145,10 @@ class _Snapshot(Collector):
         for status, count in sorted(self._metrics.responses.items()):
             responses.add_metric([str(status)], count)
         yield responses
+        refusals = CounterMetricFamily("sekali_refusals", _INFO["sekali_refusals_total"].help, labels=["status"])
+        for status in REFUSAL_STATUSES:
+            refusals.add_metric([str(status)], self._metrics.refusals[status])
+        yield refusals
         failures = CounterMetricFamily("sekali_commit_failures", _INFO["sekali_commit_failures_total"].help)
         failures.add_metric([], self._metrics.commit_failures)
         yield failures

@@ -43,6 +43,10 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     timestamp_ns: int = 0  # of no meaning where the order is by seq
 
 
+# Topics and patterns that a reader may read, for whom nothing else exists; None: everything.
+Readable = tuple[str, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """Which events a reader wants. Every condition given must hold.
@@ -62,6 +66,7 @@ class Query:
     order: Order = Order.SEQ
     limit: int = 1000
     position: Position | None = None
+    readable: Readable = None
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
@@ -202,18 +207,21 @@ class EventStore(Protocol):
 
         """
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
         """Return topics by name, from behind ``after``."""
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
         """Return refused variants by number, from behind ``after``.
 
         A variant is kept once per (seq, content). Beyond ``CONFLICT_BYTES_MAX`` in all the oldest go first; the
         counters keep them.
         """
 
-    def summary(self) -> Summary:
-        """Return the state of the log as a whole."""
+    def summary(self, readable: Readable = None) -> Summary:
+        """Return the state of the log as a whole, or as if it held nothing but what is ``readable``.
+
+        Then the head is the newest readable event's seq, and the counts are those of the readable topics.
+        """
 
     def gauges(self) -> Mapping[str, float]:
         """Return figures of what the store rests on, such as ``disk_free_bytes``, for ``/metrics``."""

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,17 +19,21 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress
 
+from sekali.admission import Admission
+from sekali.api.access import Access
 from sekali.api.app import Api
 from sekali.api.body import ByteBudget
 from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
-from sekali.api.read import Reading, StreamCut
+from sekali.api.read import Reading
 from sekali.consumer import Consumer
 from sekali.errors import StartupError
+from sekali.logs import configure_logging
 from sekali.metrics import Metrics
 from sekali.ports import EventStore
 from sekali.settings import ServerSettings
 from sekali.stores.sqlite import SqliteStore
+from sekali.tls import server_context
 
 READER_THREADS = 4
 LISTEN_BACKLOG = 1024
@@ -69,13 +73,18 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
 
     """
     configure_logging(settings.log_level)
+    admission = Admission(settings)
+    tls = None
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        tls = server_context(settings.tls_cert_file, settings.tls_key_file)
     gc.freeze()  # what is imported lives as long as the process: the collector need not look at it again and again
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(settings))
+        admission.require_safe(listener.getsockname()[0])
         store = open_store(settings)
         stack.callback(store.close)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        code = runner.run(_serve(settings, store, listener))
+        code = runner.run(_serve(settings, store, listener, admission, tls))
         if code == EXIT_TOO_LATE:
             # To close the file would be to wait for the commit that does not end. What was acknowledged is safe.
             os._exit(code)
@@ -99,6 +108,8 @@ async def running_app(
     settings: ServerSettings,
     store: EventStore,
     stopping: asyncio.Event,
+    metrics: Metrics,
+    access: Access,
     on_give_up: Callable[[str], None] = lambda reason: None,
 ) -> AsyncIterator[Running]:
     """Put the parts together over a store and run them; at the end commit what was accepted.
@@ -109,7 +120,6 @@ async def running_app(
         TimeoutError: at the end, that took longer than ``settings.stop_timeout_s``.
 
     """
-    metrics = Metrics(time.monotonic)
     budget = ByteBudget(settings.queue_bytes_max)
     consumer = Consumer(
         store,
@@ -126,11 +136,11 @@ async def running_app(
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
         ThreadPoolExecutor(1, "sekali-careful") as careful,
     ):
-        publish = Publish(consumer, metrics, budget, careful, time.monotonic, settings)
-        reading = Reading(store, consumer, metrics, budget, readers, stopping, settings)
+        publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
+        reading = Reading(store, consumer, metrics, budget, readers, stopping, access, settings)
         consumer.start()
         try:
-            yield Running(Api(reading), publish, consumer.ready)
+            yield Running(Api(reading, access), publish, consumer.ready)
         finally:
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
@@ -160,15 +170,56 @@ class RecoveryReport:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0."""
+    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0.
+
+    With ``tls`` it speaks that, and a client has ``handshake_timeout_s`` for its part of the handshake.
+    """
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, handshake_timeout_s: float) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it, but for the time-outs, which it does not know."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        timeout_s = self._handshake_timeout_s if self._tls is not None else None
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=listener,
+                ssl=self._tls,
+                ssl_handshake_timeout=timeout_s,
+                ssl_shutdown_timeout=timeout_s,
+            )
+            for listener in sockets or []
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def _serve(settings: ServerSettings, store: EventStore, listener: socket.socket) -> int:
+async def _serve(
+    settings: ServerSettings,
+    store: EventStore,
+    listener: socket.socket,
+    admission: Admission,
+    tls: ssl.SSLContext | None,
+) -> int:
     stopping = asyncio.Event()
+    metrics = Metrics(time.monotonic)
+    host, port = listener.getsockname()[:2]
+    url = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+    access = admission.access(host, metrics)
     code = EXIT_OK
     async with contextlib.AsyncExitStack() as stack:
 
@@ -184,7 +235,7 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
             stopping.set()
             server.should_exit = True
 
-        running = await stack.enter_async_context(running_app(settings, store, stopping, give_up))
+        running = await stack.enter_async_context(running_app(settings, store, stopping, metrics, access, give_up))
         server = _Server(
             uvicorn.Config(
                 running.app,
@@ -197,7 +248,9 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
                 proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=max(int(settings.stop_timeout_s), 1),
-            )
+            ),
+            tls,
+            settings.header_timeout_s,
         )
 
         def stop() -> None:
@@ -209,16 +262,16 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
 
-        host, port = listener.getsockname()[:2]
-        log.info("listening", url=f"http://{host}:{port}")
+        log.info("listening", url=url)
 
         async def report_ready() -> None:
             await running.ready.wait()
-            log.info("ready", url=f"http://{host}:{port}", db_path=str(settings.db_path), head=store.summary().head)
+            log.info("ready", url=url, db_path=str(settings.db_path), head=store.summary().head)
 
-        reporting = asyncio.create_task(report_ready())
+        beside = [asyncio.create_task(report_ready()), asyncio.create_task(admission.keep_up(access))]
         await server.serve([listener])
-        reporting.cancel()
+        for task in beside:
+            task.cancel()
         try:
             await stack.aclose()
         except TimeoutError as error:
@@ -246,36 +299,3 @@ def _listen(settings: ServerSettings) -> socket.socket:
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another HOST or PORT"
         ) from None
     return listener
-
-
-def configure_logging(level: str) -> None:
-    """Log to standard error: in colour for a person on a terminal, else JSON lines."""
-    number = logging.getLevelNamesMapping()[level.upper()]
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=max(number, logging.WARNING), handlers=[_Forward()], force=True)
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-
-
-class _Forward(logging.Handler):
-    """Gives what libraries log to structlog."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drop uvicorn's report of a stream that we cut on purpose."""
-    return not (record.exc_info and isinstance(record.exc_info[1], StreamCut))

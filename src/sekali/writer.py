@@ -49,7 +49,7 @@ class Listener:
 class Writer:
     """Commits what is put in line. ``trouble`` says why it cannot; ``generation`` counts its recoveries of the store.
 
-    ``clock_s`` is monotonic. After ``probes_max`` failures in a row it gives up.
+    ``clock_s`` is monotonic. After ``PROBES_MAX`` failures in a row it gives up.
     """
 
     def __init__(
@@ -59,13 +59,11 @@ class Writer:
         listener: Listener,
         *,
         commit_events_max: int,
-        probes_max: int = PROBES_MAX,
     ) -> None:
         self._store = store
         self._clock_s = clock_s
         self._listener = listener
         self._commit_events_max = commit_events_max
-        self._probes_max = probes_max
         self._groups: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._retry: list[Ticket] = []  # respond-async tickets whose commit failed
@@ -229,7 +227,7 @@ class Writer:
         if isinstance(error, DiskFull):
             return
         self._probes_failed += 1
-        if self._probes_failed > self._probes_max:
+        if self._probes_failed > PROBES_MAX:
             self._give_up()
 
     def _give_up(self) -> None:

@@ -343,12 +343,13 @@ class FullDisk(WrappedStore):
 def test_a_full_disk_is_waited_for_without_a_recovery_and_for_as_long_as_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sekali.writer.PROBES_MAX", 3)
     monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.0001)
 
     async def test() -> None:
         store = FullDisk(memory())
         gave_up: list[str] = []
-        async with running(store, probes_max=3, on_give_up=gave_up.append) as consumer:
+        async with running(store, on_give_up=gave_up.append) as consumer:
             assert await publish(consumer, ("a", "1")) == [STORED]
             store.full = True
             with pytest.raises(DiskFull):
@@ -399,6 +400,7 @@ def test_what_was_prepared_while_the_disk_was_full_counts_for_nothing(monkeypatc
 def test_after_a_number_of_failures_it_gives_up_once_and_says_why(
     failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sekali.writer.PROBES_MAX", 5)
     monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.0001)
 
     class Fails(WrappedStore):
@@ -421,7 +423,7 @@ def test_after_a_number_of_failures_it_gives_up_once_and_says_why(
         store = Fails(memory())
         gave_up: list[str] = []
         later: list[SekaliError | None] = []
-        async with running(store, probes_max=5, on_give_up=gave_up.append) as consumer:
+        async with running(store, on_give_up=gave_up.append) as consumer:
             assert await publish(consumer, ("a", "1")) == [STORED]
             store.broken = True
             consumer.submit(batch(("a", "kept")), 0, lambda verdicts, failure: later.append(failure), keep=True)
@@ -442,12 +444,13 @@ def test_after_a_number_of_failures_it_gives_up_once_and_says_why(
 
 
 def test_now_and_then_a_failure_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.writer.PROBES_MAX", 3)
     monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.0001)
 
     async def test() -> None:
         store = FailingStore(memory())
         gave_up: list[str] = []
-        async with running(store, probes_max=3, on_give_up=gave_up.append) as consumer:
+        async with running(store, on_give_up=gave_up.append) as consumer:
             for number in range(10):
                 store.failures_left = 3
                 with pytest.raises(CommitUnknown):
@@ -460,11 +463,12 @@ def test_now_and_then_a_failure_is_no_reason_to_give_up(monkeypatch: pytest.Monk
 
 def test_a_commit_that_hangs_keeps_nobody_waiting_and_its_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sekali.consumer.LOOK_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.consumer.COMMIT_TIMEOUT_S", 0.01)
 
     async def test() -> None:
         gated = GatedStore(memory())
         later: list[SekaliError | None] = []
-        async with running(gated, commit_timeout_s=0.01) as consumer:
+        async with running(gated) as consumer:
             with pytest.raises(CommitUnknown, match="the disk of the store does not answer"):
                 await publish(consumer, ("a", "1"))
             assert consumer.trouble is not None and "does not answer" in consumer.trouble

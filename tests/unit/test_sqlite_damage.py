@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 
-from sekali.errors import SekaliError
+from sekali.errors import SekaliError, StoreBroken
 from sekali.ports import Query, StoredEvent, Unreadable, no_progress
 from sekali.stores.checksum import row_checksums
 from sekali.stores.sqlite import SqliteStore
@@ -91,6 +92,15 @@ def test_no_flipped_bit_of_a_row_goes_unseen() -> None:
         assert row_checksums(**(ROW | {"payloads": [bytes(flipped)]})) != alone
         tried += 1
     assert tried == 4 * 63 + 8 * len(payload)
+
+
+def test_a_log_whose_name_is_damaged_is_refused(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    connection = apsw.Connection(str(shutil.copy(whole[0], path)))
+    connection.execute("UPDATE log SET log_id = CAST(x'31ff32' AS TEXT)")
+    connection.close()
+    with pytest.raises(StoreBroken, match="utf-8"):
+        open_store(path)
 
 
 def test_a_flipped_bit_is_an_error_for_its_row_only_or_refused_and_verify_sees_it(

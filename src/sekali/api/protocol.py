@@ -6,18 +6,28 @@ go to the ASGI application.
 """
 
 import asyncio
+import sys
 from typing import Any, ClassVar
 
+import httptools
+import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sekali.api.headers import SECURITY_HEADERS, SECURITY_LINES
 from sekali.api.problems import Answer, Kind, Problem
 from sekali.api.publish import Publish, PublishRequest
 
 HEADER_BYTES_MAX = 32 * 1024
 HEADER_COUNT_MAX = 100
 
-_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
 
+log = structlog.get_logger("sekali.connection")
 
 _CLOSE = (b"connection", b"close")
 
@@ -36,7 +46,7 @@ class PublishCycle:
         self.started = False
         self._answer: Answer | None = None
         self.request = PublishRequest(connection.publish, self._respond)
-        self.request.begin(connection.parser.get_method(), connection.headers)
+        self.request.begin(connection.parser.get_method(), connection.headers, connection.client)
 
     async def run_asgi(self, _: object) -> None:
         """Begin to answer, once what came before on the connection has been answered."""
@@ -70,7 +80,7 @@ class PublishCycle:
         headers = [*self._connection.server_state.default_headers, *answer.headers]
         if not self.keep_alive and _CLOSE not in headers:
             headers.append(_CLOSE)
-        lines = [STATUS_LINE[answer.status], *(b"%b: %b\r\n" % pair for pair in headers), b"\r\n"]
+        lines = [STATUS_LINE[answer.status], *(b"%b: %b\r\n" % pair for pair in headers), SECURITY_LINES, b"\r\n"]
         if not self._is_head:
             lines.append(answer.body)
         transport.write(b"".join(lines))
@@ -216,7 +226,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        if not self.transport.is_closing():
+        fault = sys.exception()
+        if isinstance(fault, httptools.HttpParserCallbackError):  # not the client's fault, but a fault of what it calls
+            log.error("a request could not be read", reason=repr(fault.__context__))
+            self._end(Kind.UNAVAILABLE, "the request could not be read; send it again")
+        else:
             self._end(Kind.NOT_HTTP, msg)
 
 
@@ -230,5 +244,5 @@ def bounded_protocol(header_timeout_s: float, publish: Publish) -> type[BoundedP
 
 def _raw(answer: Answer) -> bytes:
     head: list[Any] = [b"HTTP/1.1 %d %b" % (answer.status, _REASONS[answer.status])]
-    head += [b"%b: %b" % pair for pair in answer.headers]
+    head += [b"%b: %b" % pair for pair in (*answer.headers, *SECURITY_HEADERS)]
     return b"\r\n".join([*head, b"connection: close", b"", answer.body])

@@ -5,19 +5,22 @@ connection (``protocol.py``) drives it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import structlog
 
+from sekali.api.access import REFUSALS, Access, Headers, Peer, missing_scope
 from sekali.api.body import ByteBudget, Reservation
 from sekali.api.negotiation import Negotiated, negotiate
+from sekali.api.permitted import only_permitted
 from sekali.api.problems import Answer, Kind, Problem, json_answer, problem_of
 from sekali.api.verdicts import refusal, verdict_answer
 from sekali.consumer import Consumer
 from sekali.decode import Decoded, Limits, NeedsCare, decode_json, decode_ndjson
-from sekali.errors import SekaliError
+from sekali.errors import SekaliError, Unavailable
 from sekali.event import Batch, Verdict
+from sekali.keys import Grant
 from sekali.metrics import Metrics
 from sekali.settings import ServerSettings
 
@@ -34,6 +37,7 @@ class Publish:
         budget: ByteBudget,
         careful: Executor,
         clock_s: Callable[[], float],
+        access: Access,
         settings: ServerSettings,
     ) -> None:
         self.consumer = consumer
@@ -41,6 +45,7 @@ class Publish:
         self.budget = budget
         self.careful = careful
         self.clock_s = clock_s
+        self.access = access
         self.body_bytes_max = settings.body_bytes_max
         self.body_timeout_s = settings.body_timeout_s
         self.limits = Limits(settings.batch_events_max, settings.event_bytes_max)
@@ -62,6 +67,9 @@ class PublishRequest:
         self._size = 0
         self._reading = True
         self._timer: asyncio.TimerHandle | None = None
+        self._grant: Grant | None = None
+        self._headers: Headers = ()
+        self._peer: Peer = None
         self._negotiated: Negotiated
         self._decoded = _NOTHING
         self._accepted_at_s = 0.0
@@ -71,9 +79,13 @@ class PublishRequest:
         """Whether more of the body is wanted."""
         return self._reading
 
-    def begin(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def begin(self, method: bytes, headers: Headers, peer: Peer) -> None:
         """Look at the head of the request."""
+        self._headers, self._peer = headers, peer
         try:
+            self._grant = self._publish.access.admit(headers)
+            if not self._grant.publishes:
+                raise missing_scope("publish:<topic or pattern>")
             if method != b"POST":
                 raise Problem(Kind.METHOD, "publish with POST", headers=[(b"allow", b"POST")])
             self._negotiated = negotiate(headers)
@@ -110,6 +122,9 @@ class PublishRequest:
         if not self._reading:
             return
         self._stop_reading()
+        self._guarded(self._decode)
+
+    def _decode(self) -> None:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         decode = decode_ndjson if self._negotiated.is_ndjson else decode_json
@@ -121,10 +136,8 @@ class PublishRequest:
             future.add_done_callback(
                 lambda done: self._publish.loop.call_soon_threadsafe(self._guarded, lambda: self._accept(done.result()))
             )
-        except SekaliError as error:
-            self._fail(error)
         else:
-            self._guarded(lambda: self._accept(decoded))
+            self._accept(decoded)
 
     def abandon(self) -> None:
         """The client has left. What is accepted is committed all the same."""
@@ -134,6 +147,10 @@ class PublishRequest:
 
     def _accept(self, decoded: Decoded) -> None:
         publish, preferences = self._publish, self._negotiated.preferences
+        assert self._grant is not None, "it was let in"
+        publish.access.charge(self._grant, decoded.item_count)
+        if not self._grant.publishes_all:
+            decoded = only_permitted(decoded, self._grant)
         self._accepted_at_s = publish.clock_s()
         self._decoded = decoded
         if decoded.faults and (preferences.strict or not decoded.batch):
@@ -171,6 +188,9 @@ class PublishRequest:
             step()
         except SekaliError as error:
             self._fail(error)
+        except MemoryError:
+            log.error("no memory for a request")
+            self._fail(Unavailable("the server is out of memory; send the request again"))
         except Exception as error:
             log.exception("publish failed")
             self._fail(Problem(Kind.INTERNAL, repr(error)))
@@ -178,7 +198,10 @@ class PublishRequest:
     def _fail(self, error: SekaliError) -> None:
         self._stop_reading()
         self._reservation.release()
-        self._answer(problem_of(error).answer())
+        problem = problem_of(error)
+        if problem.kind in REFUSALS:
+            self._publish.access.note(problem, "/publish", self._headers, self._peer, self._grant)
+        self._answer(problem.answer())
 
     def _answer(self, answer: Answer) -> None:
         self._publish.metrics.count_response(answer.status)

@@ -15,7 +15,8 @@ from rich.text import Text
 from sekali.cli import output
 from sekali.cli.options import Json, load_settings, setting_option
 from sekali.errors import SekaliError
-from sekali.settings import ServerSettings
+from sekali.printable import escape_controls
+from sekali.settings import ServerSettings, is_secret
 
 SERVE_EPILOG = "Example: sekali serve --port 8080 --db-path data/store.db"
 VERIFY_EPILOG = "Example: sekali verify --db-path data/store.db --json. Exit code 0: all holds; 1: something does not."
@@ -47,6 +48,7 @@ def _with_server_settings(command: Callable[..., Any]) -> Callable[..., Any]:
             ],
         )
         for name, field in ServerSettings.model_fields.items()
+        if not is_secret(field)
     ]
     parameters.append(
         inspect.Parameter("accept_lost_tail", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AcceptLostTail)
@@ -83,10 +85,10 @@ def verify(db_path: DbPath = None, as_json: Json = False) -> None:
     if as_json:
         output.write_json(report.document())
     else:
-        title = Text(output.escape_controls(f"{report.db_path}: {report.events} events, log {report.log_id}"))
+        title = Text(escape_controls(f"{report.db_path}: {report.events} events, log {report.log_id}"))
         table = Table("check", "result", title=title)
         for check in report.checks:
-            lines = [output.escape_controls(failure) for failure in check.failures]
+            lines = [escape_controls(failure) for failure in check.failures]
             if check.failure_count > len(lines):
                 lines.append(f"and {check.failure_count - len(lines)} more")
             table.add_row(check.name, Text("ok", "green") if check.ok else Text("\n".join(lines), "red"))

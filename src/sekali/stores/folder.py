@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from sekali.errors import StartupError
+from sekali.errors import StartupError, StoreBroken
 
 # SQLite's write-ahead log needs memory that all its processes share, and locks that hold: no network file system has
 # both (https://www.sqlite.org/wal.html). A file system that a host shares with a virtual machine is one, too.
@@ -20,11 +20,14 @@ MOUNTS = Path("/proc/self/mounts")
 class FolderLock:
     """Holds ``<db_path>.lock`` for the life of a server: two writers on one file would give out the same seqs.
 
-    A file of its own, because closing any descriptor of the database itself would drop SQLite's own locks.
+    A file of its own, because closing any descriptor of the database itself would drop SQLite's own locks. It lies
+    beside the file that a symbolic link leads to, so that every path to a store leads to the same lock.
     """
 
     def __init__(self, db_path: Path) -> None:
-        self.path = db_path.with_name(db_path.name + ".lock")
+        real_path = db_path.resolve()
+        self.path = real_path.with_name(real_path.name + ".lock")
+        self._owner_pid = os.getpid()
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -36,6 +39,16 @@ class FolderLock:
             raise StartupError(
                 f"{db_path} is in use by another sekali process; stop it first, or choose another DB_PATH"
             ) from None
+
+    def require_owner(self) -> None:
+        """Refuse a process that was forked off the one that holds the lock: SQLite cannot be carried over a fork.
+
+        Raises:
+            StoreBroken: it was.
+
+        """
+        if os.getpid() != self._owner_pid:
+            raise StoreBroken("this process was forked after the store was opened: open the store after the fork")
 
     def release(self) -> None:
         """Let the next server in. May be called twice."""

@@ -11,7 +11,7 @@ import apsw
 
 from sekali.errors import CommitUnknown, DiskFull, StartupError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
-from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Summary, TopicInfo, no_progress
+from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Readable, Summary, TopicInfo, no_progress
 from sekali.stores.checksum import DAMAGE
 from sekali.stores.dedup import RUN_KEYS, DedupIndex
 from sekali.stores.folder import FolderLock, free_bytes, index_folder, make_folder, refuse_network_file_system
@@ -68,6 +68,7 @@ class SqliteStore:
         hash_identities: HashIdentities = hash_identities,
         run_keys: int = RUN_KEYS,
     ) -> None:
+        db_path = db_path.resolve()  # what lies beside the file is beside the one that a link leads to
         self._db_path = db_path
         self._vfs = vfs
         self._clock_ns = clock_ns
@@ -126,6 +127,7 @@ class SqliteStore:
         return writer
 
     def recover(self, progress: Progress = no_progress) -> None:
+        self._lock.require_owner()
         self._require_space()
         with self._judging:
             self._index_is_whole = False
@@ -171,9 +173,13 @@ class SqliteStore:
             self._judging.release()
 
     def _require_space(self) -> None:
-        if self._disk_free_bytes_min and (free := free_bytes(self._db_path.parent)) < self._disk_free_bytes_min:
+        if not self._disk_free_bytes_min:
+            return
+        # What is in the write-ahead log has its place on the disk twice, until that starts over.
+        pending = self._checkpointer.pending_bytes if self._checkpointer is not None else 0
+        if (free := free_bytes(self._db_path.parent) - pending) < self._disk_free_bytes_min:
             raise DiskFull(
-                f"the disk of {self._db_path.parent} has {free >> 20} MiB left, and "
+                f"the disk of {self._db_path.parent} has {max(free, 0) >> 20} MiB left, and "
                 f"{self._disk_free_bytes_min >> 20} MiB are kept free (DISK_FREE_BYTES_MIN): make room, and publishing "
                 "goes on by itself"
             )
@@ -203,6 +209,7 @@ class SqliteStore:
         return prepared
 
     def commit(self, prepared: Sequence[Prepared]) -> list[list[Verdict]]:
+        self._lock.require_owner()
         try:
             self._index.make_room()
             if self._checkpointer is not None:
@@ -249,14 +256,14 @@ class SqliteStore:
             raise Unavailable(f"the dedup index fails: {damage}") from damage
         return self._readers.missing(topic, event_ids, seqs)
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
-        return self._readers.topics(after, limit)
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
+        return self._readers.topics(after, limit, readable)
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
-        return self._readers.conflicts(after, limit)
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
+        return self._readers.conflicts(after, limit, readable)
 
-    def summary(self) -> Summary:
-        return self._readers.summary()
+    def summary(self, readable: Readable = None) -> Summary:
+        return self._readers.summary(readable)
 
     def gauges(self) -> Mapping[str, float]:
         gauges: dict[str, float] = {}

@@ -76,6 +76,7 @@ def audit(db_path: Path, progress: Progress) -> Report:
     """
     if not db_path.is_file():
         raise StoreBroken(f"there is no store at {db_path}; name it with --db-path or DB_PATH")
+    db_path = db_path.resolve()
     lock = FolderLock(db_path)
     try:
         return audit_file(db_path, progress, HighWaterMark(FolderFiles(db_path.parent), mark_name(db_path)))

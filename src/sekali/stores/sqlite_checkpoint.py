@@ -14,6 +14,7 @@ import structlog
 
 from sekali.stores.sqlite_file import close_quietly, open_checkpointer
 
+PAGE_BYTES = 4096
 START_PAGES = 4096  # 16 MiB in the log: time to copy
 LEFT_PAGES_MAX = 256  # what the writer may copy between two commits
 RETRY_S = 1.0  # while a reader holds the log back
@@ -32,6 +33,7 @@ class Checkpointer:
     def __init__(self, db_path: Path, writer: apsw.Connection, vfs: str | None = None) -> None:
         self._writer = writer
         self._connection = open_checkpointer(db_path, vfs)
+        self._pages = 0  # in the log, after the last commit
         self._changed = threading.Condition()  # guards what is below
         self._wanted = False
         self._copying = False
@@ -42,11 +44,17 @@ class Checkpointer:
         self._thread.start()
 
     def _committed(self, _: apsw.Connection, __: str, pages: int) -> int:
+        self._pages = pages
         if pages >= START_PAGES:
             with self._changed:
                 self._wanted = True
                 self._changed.notify_all()
         return apsw.SQLITE_OK
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much the file may still grow by what is in the log."""
+        return self._pages * PAGE_BYTES
 
     def between_commits(self) -> None:
         """Copy what is left, where that is little: then the next commit starts the log over."""

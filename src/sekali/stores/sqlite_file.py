@@ -10,14 +10,16 @@ from pathlib import Path
 import apsw
 
 from sekali.errors import StartupError, StoreBroken
+from sekali.stores.checksum import DAMAGE
+from sekali.stores.folder import sync_file
 from sekali.stores.sqlite_schema import SCHEMA_VERSION, make_or_migrate, require_ours
 
 SYNCHRONOUS_FULL = 2
 BUSY_TIMEOUT_MS = 5000
+LOG_BYTES_AT_ONCE = 64 * 1024  # SQLite writes at most 128 KiB at once
 # Before 3.51.3 two connections, one writing and one checkpointing, could lose a transaction.
 # https://www.sqlite.org/wal.html#walresetbug
 SQLITE_VERSION_MIN = 3051003
-_COPY_BYTES = 64 * 1024  # SQLite's own VFS takes less than 128 KiB at a time
 
 
 def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = True) -> apsw.Connection:
@@ -33,7 +35,7 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
     if apsw.SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN:
         raise StartupError(f"SQLite {apsw.sqlite_lib_version()} can lose transactions; install apsw 3.51.3 or later")
     try:
-        _make_log_durable(db_path, vfs)
+        _write_log_again(db_path, vfs)
         connection = apsw.Connection(str(db_path), vfs=vfs)
     except apsw.Error as error:
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
@@ -47,7 +49,8 @@ def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = Tru
             )
         _make_durable(connection)
         make_or_migrate(connection)
-    except apsw.Error as error:
+        sync_file(db_path.parent)  # SQLite does too, and takes no notice where that fails
+    except (apsw.Error, OSError, *DAMAGE) as error:
         close_quietly(connection)
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     except StartupError:
@@ -106,22 +109,22 @@ def close_quietly(connection: apsw.Connection) -> None:
         connection.close(True)
 
 
-def _make_log_durable(db_path: Path, vfs: str | None) -> None:
-    """Write the write-ahead log over itself, and sync it: what can be read of it may not be on the disk.
+def _write_log_again(db_path: Path, vfs: str | None) -> None:
+    """Write the write-ahead log over with itself, and sync it.
 
-    After a sync that failed Linux takes the pages for clean, so that no later sync writes them, and goes on showing
-    them (https://wiki.postgresql.org/wiki/Fsync_Errors). SQLite would find the commit that failed, and put the next
-    ones behind it; a power cut would then take all of them.
+    A sync that fails leaves pages in memory that Linux takes for written: the next sync says that all is well, and is
+    wrong (https://wiki.postgresql.org/wiki/Fsync_Errors). What we read from the log, and build on, may be such pages.
     """
     path = db_path.with_name(db_path.name + "-wal")
-    if not path.is_file():
+    if not path.exists():
         return
-    file = apsw.VFSFile(vfs or "", str(path), [apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE, 0])
+    file = apsw.VFSFile(vfs or "", str(path), [apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_WAL, 0])
     try:
         size = file.xFileSize()
-        for start in range(0, size, _COPY_BYTES):
-            file.xWrite(file.xRead(min(_COPY_BYTES, size - start), start), start)
-        file.xSync(apsw.SQLITE_SYNC_NORMAL)
+        for offset in range(0, size, LOG_BYTES_AT_ONCE):
+            file.xWrite(file.xRead(min(LOG_BYTES_AT_ONCE, size - offset), offset), offset)
+        if size:
+            file.xSync(apsw.SQLITE_SYNC_FULL)
     finally:
         file.xClose()
 

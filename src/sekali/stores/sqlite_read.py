@@ -20,6 +20,7 @@ from sekali.ports import (
     Page,
     Position,
     Query,
+    Readable,
     StoredEvent,
     Summary,
     TopicInfo,
@@ -119,30 +120,32 @@ class Readers:
             }
         return [event_id for event_id in event_ids if event_id not in found]
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
         """See ``EventStore.topics``."""
         with self.snapshot() as connection:
+            where, bindings = _where([("topic > ?", after), *_of_topics(connection, "topic_id", readable)])
             return [
                 TopicInfo(*row)
                 for row in connection.execute(
                     "SELECT topic, stored, duplicates, conflicts, first_seq, last_seq, last_timestamp_ns "
-                    "FROM topics WHERE topic > ? ORDER BY topic LIMIT ?",
-                    (after, limit),
+                    f"FROM topics {where} ORDER BY topic LIMIT ?",
+                    (*bindings, limit),
                 )
             ]
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
         """See ``EventStore.conflicts``."""
         found: list[Conflict] = []
         size = 0
         with self.snapshot() as connection:
+            where, bindings = _where([("c.number > ?", after), *_of_topics(connection, "e.topic_id", readable)])
             # Texts as blobs: a damaged one must not end the walk.
             for row in connection.execute(
                 "SELECT c.number, c.seq, t.topic, CAST(e.event_id AS BLOB), CAST(c.source AS BLOB), c.payload, "
                 "c.count, c.first_at_ns, c.last_at_ns, c.content_hash "
                 "FROM conflicts c CROSS JOIN events e ON e.seq = c.seq "
-                "CROSS JOIN topics t ON t.topic_id = e.topic_id WHERE c.number > ? ORDER BY c.number LIMIT ?",
-                (after, limit),
+                f"CROSS JOIN topics t ON t.topic_id = e.topic_id {where} ORDER BY c.number LIMIT ?",
+                (*bindings, limit),
             ):
                 found.append(_conflict(row))
                 size += len(found[-1].payload)
@@ -150,15 +153,28 @@ class Readers:
                     break
         return found
 
-    def summary(self) -> Summary:
+    def summary(self, readable: Readable = None) -> Summary:
         """See ``EventStore.summary``."""
         with self.snapshot() as connection:
+            if readable is not None:
+                return _readable_summary(connection, readable)
             row = connection.execute(
                 "SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events), "
                 "(SELECT coalesce(max(topic_id), 0) FROM topics), received, stored, duplicate, conflict FROM log"
             ).get
         log_id, head, topics_count, *counts = row
         return Summary(log_id, head, topics_count, Lifetime(*counts))
+
+
+def _readable_summary(connection: apsw.Connection, readable: tuple[str, ...]) -> Summary:
+    where, bindings = _where(_of_topics(connection, "topic_id", readable))
+    row = connection.execute(
+        "SELECT (SELECT log_id FROM log), coalesce(max(last_seq), 0), count(*), coalesce(sum(stored), 0), "
+        f"coalesce(sum(duplicates), 0), coalesce(sum(conflicts), 0) FROM topics {where}",
+        bindings,
+    ).get
+    log_id, head, topics_count, *counts = row
+    return Summary(log_id, head, topics_count, Lifetime(sum(counts), *counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,15 +201,15 @@ def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | Non
     bounds: list[tuple[str, Any]] = []
     filters: list[tuple[str, Any]] = []
     one_topic = False
-    if query.topic is not None:
-        topic_ids = _topic_ids(connection, query.topic)
+    if query.topic is not None or query.readable is not None:
+        topic_ids = _topic_ids(connection, query.topic, query.readable)
         if not topic_ids:
             return None
         one_topic = len(topic_ids) == 1
         if one_topic:
             bounds.append(("e.topic_id = ?", topic_ids[0]))
         else:
-            filters.append(("e.topic_id IN (SELECT value FROM json_each(?))", msgspec.json.encode(topic_ids).decode()))
+            filters.append(_one_of("e.topic_id", topic_ids))
     by_time = query.order.by_time
     time_conditions = bounds if by_time and candidates is None else filters
     if query.since_ns is not None:
@@ -210,7 +226,7 @@ def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | Non
     if query.event_id is not None:
         filters.append(("e.event_id = ?", query.event_id))
     if candidates is not None:
-        bounds.append(("e.seq IN (SELECT value FROM json_each(?))", msgspec.json.encode(candidates).decode()))
+        bounds.append(_one_of("e.seq", candidates))
     index = _index(by_time=by_time, one_topic=one_topic, by_seq=candidates is not None)
     key = ("timestamp_ns", "seq") if by_time else ("seq",)
     return _Scan(index, key, "DESC" if query.order.descending else "ASC", bounds, filters)
@@ -224,12 +240,38 @@ def _index(*, by_time: bool, one_topic: bool, by_seq: bool) -> str:
     return "INDEXED BY events_by_topic" if one_topic else "NOT INDEXED"
 
 
-def _topic_ids(connection: apsw.Connection, topic: str) -> list[int]:
-    if not is_pattern(topic):
-        return [topic_id for (topic_id,) in connection.execute("SELECT topic_id FROM topics WHERE topic = ?", (topic,))]
+def _one_of(column: str, values: Sequence[int]) -> tuple[str, str]:
+    return f"{column} IN (SELECT value FROM json_each(?))", msgspec.json.encode(values).decode()
+
+
+def _of_topics(connection: apsw.Connection, column: str, readable: Readable) -> list[tuple[str, Any]]:
+    """Return the condition that keeps a reader to what it may read; none where it may read everything."""
+    return [] if readable is None else [_one_of(column, _topic_ids(connection, None, readable))]
+
+
+def _topic_ids(connection: apsw.Connection, topic: str | None, readable: Readable) -> list[int]:
+    """Find the topics that a reader asks for, a topic or a pattern, and may read; None stands for any."""
+    asked = readable or () if topic is None else (topic,)
+    names = {name: topic_id for pattern in asked for topic_id, name in _topics_like(connection, pattern)}
     return [
-        topic_id for topic_id, name in connection.execute("SELECT topic_id, topic FROM topics") if matches(topic, name)
+        topic_id
+        for name, topic_id in names.items()
+        if readable is None or topic is None or any(matches(pattern, name) for pattern in readable)
     ]
+
+
+def _topics_like(connection: apsw.Connection, pattern: str) -> Iterator[tuple[int, str]]:
+    """Find topics by a pattern, among those alone that begin as it does."""
+    if not is_pattern(pattern):
+        yield from connection.execute("SELECT topic_id, topic FROM topics WHERE topic = ?", (pattern,))
+        return
+    start = pattern.partition("*")[0].rstrip("/")
+    end = start + chr(ord("/") + 1) if start else "\x7f"  # topics are ASCII
+    for topic_id, name in connection.execute(
+        "SELECT topic_id, topic FROM topics WHERE topic >= ? AND topic < ?", (start, end)
+    ):
+        if matches(pattern, name):
+            yield topic_id, name
 
 
 def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:

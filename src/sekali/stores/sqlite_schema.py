@@ -72,7 +72,8 @@ def begin_another_log(connection: apsw.Connection) -> None:
     connection.execute("UPDATE log SET log_id = ?", (uuid.uuid4().hex,))
 
 
-def _add_checksums(connection: apsw.Connection) -> None:
+def _add_checksums_and_commits(connection: apsw.Connection) -> None:
+    connection.execute("ALTER TABLE log ADD COLUMN commits INTEGER NOT NULL DEFAULT 0")
     connection.execute("ALTER TABLE events ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0")
     seq: Any = 0
     while rows := connection.execute(
@@ -102,5 +103,5 @@ def _is_whole(row: tuple[Any, ...]) -> bool:
 
 
 # From version 1 to 2, from 2 to 3, …
-_STEPS: list[Callable[[apsw.Connection], None]] = [_add_checksums]
+_STEPS: list[Callable[[apsw.Connection], None]] = [_add_checksums_and_commits]
 assert len(_STEPS) == SCHEMA_VERSION - 1

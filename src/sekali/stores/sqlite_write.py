@@ -120,7 +120,7 @@ def write(connection: apsw.Connection, groups: Sequence[Writes], conflict_bytes:
     counts = [sum(writes.counts[place] for writes in groups) for place in range(3)]
     connection.execute(
         "UPDATE log SET received = received + ?, stored = stored + ?, duplicate = duplicate + ?, "
-        "conflict = conflict + ?",
+        "conflict = conflict + ?, commits = commits + 1",
         (sum(counts), *counts),
     )
     return conflict_bytes
