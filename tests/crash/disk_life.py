@@ -17,7 +17,7 @@ from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
 from sekali.testing import FakeClock, FaultyDisk, FaultyVfs, Operation
 
-RUN_KEYS = 4  # so that a few events already make runs, and merges of runs
+RUN_KEYS = 3  # so that a few events already make runs, and merges of runs
 FAILURES_MAX = 3  # of one thing to do; then the fault is over
 MARK_EVERY, READ_EVERY, REOPEN_AT = 3, 5, (9,)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from batches import CONFLICT, DUPLICATE, STORED, batch, commit, read_all
+from batches import CONFLICT, DUPLICATE, STORED, batch, read_all
 from sekali import jsonvalue
 from sekali.event import Batch, Outcome, Verdict
 from sekali.ports import EventStore, Query, StoredEvent
@@ -199,7 +199,7 @@ class Ledger:
         expected = [[_verdict(event, found) for event in request] for request in requests]
         for request in requests:
             self.sends(request)
-        verdicts = commit(store, *map(batch_of, requests))
+        verdicts = store.commit([store.prepare(list(map(batch_of, requests)))])
         require(verdicts == expected, "a verdict of the resend is wrong")
         for request, answers in zip(requests, verdicts, strict=True):
             self.hears(request, answers)

@@ -1,7 +1,4 @@
-"""A fault at operation 1, 2, 3, … of a store's life, until it passes untouched; after each the store must be whole.
-
-``python -m crash.every_operation`` tries all of it, and takes minutes; the tests try a part.
-"""
+"""A fault at operation 1, 2, 3, … of a store's life, until it passes untouched; after each the store must be whole."""
 
 import errno
 import random
@@ -14,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crash.disk_life import Life, Stopped, audited, live
-from crash.disk_story import Commit, Ledger, tell
+from crash.disk_story import Ledger, tell
+from sekali.event import Outcome
 from sekali.testing import ALL, WRITING, FakeClock, FaultyDisk, Operation
 
-KEEPS = (0, 1, 0.5)  # of what was not synced: nothing, all, and any part of it
+# Of what was not synced a power cut leaves nothing, all, or any part of it: so likely is each page and name to be kept.
+KEEPS = (0, 1, 0.5)
+KEEPS_MANY = (0, 1, 0.2, 0.5, 0.8)
 CUT_AFTER_MAX = 120  # operations from an error to a power cut
 
 
@@ -74,24 +74,27 @@ class Case:
     recovery_at: int = 0
 
 
-MakeDisk = Callable[[], FaultyDisk]
-
-
 class Trial:
     """Tries cases, one after the other, in a folder of its own. ``figures`` counts what was done."""
 
-    def __init__(self, scratch: Path, story: Sequence[Commit] | None = None, make_disk: MakeDisk = FaultyDisk) -> None:
+    def __init__(
+        self, scratch: Path, *, keeps: Sequence[float] = KEEPS, make_disk: Callable[[], FaultyDisk] = FaultyDisk
+    ) -> None:
         self._scratch = scratch
-        self._story = tell() if story is None else story
+        self._keeps = keeps
         self._make_disk = make_disk
+        self._story = tell()
+        self.told: Counter[Outcome] = Counter()  # how often each, in the untouched story
         self._folders = 0
         self.figures: Counter[str] = Counter()
 
     def untouched(self, *, late_index: bool) -> tuple[list[str], dict[str, bytes]]:
         """Live the story with no fault; return the operations of the disk and what is on it before the end."""
         disk = self._make_disk()
-        life = self._life(disk, Ledger(), late_index=late_index)
+        ledger = Ledger()
+        life = self._life(disk, ledger, late_index=late_index)
         live(life, self._story)
+        self.told = ledger.answers
         trace, contents = disk.trace.copy(), disk.contents()
         life.end()
         audited(life.db_path)
@@ -146,7 +149,7 @@ class Trial:
 
     def _found(self, disk: FaultyDisk, chance: random.Random) -> list[FaultyDisk]:
         """Return what may be found after this moment: after power cuts, and by another process."""
-        images = [disk.after_power_cut(seed=chance.getrandbits(32), keep=keep) for keep in KEEPS]
+        images = [disk.after_power_cut(seed=chance.getrandbits(32), keep=keep) for keep in self._keeps]
         return images if disk.power_is_cut else [disk.after_kill(), images[0], images[-1]]
 
     def _another_life(self, killed: Life, ledger: Ledger, clock: FakeClock, case: Case) -> Life:
