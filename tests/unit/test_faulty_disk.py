@@ -1,6 +1,8 @@
 """The disk in memory that other tests rely on: what it keeps, loses and refuses."""
 
 import errno
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,14 @@ from sekali.testing.disk_file import PAGE_BYTES, SECTOR_BYTES
 MakeFiles = Callable[[Path], Files]
 
 
-@pytest.fixture(params=[lambda _: FaultyDisk(), lambda folder: FolderFiles(folder / "files")], ids=["faulty", "folder"])
+@pytest.fixture(
+    params=[
+        lambda _: FaultyDisk(),
+        lambda _: FaultyDisk({"a": b"another", "other/a": b"another"}).folder("folder"),
+        lambda folder: FolderFiles(folder / "files"),
+    ],
+    ids=["disk", "folder of a disk", "real folder"],
+)
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     make: MakeFiles = request.param
     return make(tmp_path)
@@ -74,12 +83,16 @@ class TestFaults:
             file = files.open("b")
             file.size()
             file.read_at(0, 1)
+            file.write_at(3, b"1")
+            file.truncate(2)
+            files.exists("b")
             files.remove("b")
 
         whole = FaultyDisk()
         work(whole)
         assert whole.trace == [
-            *("names", "create a", "append a", "sync a", "rename b", "open b", "size b", "read b", "remove b")
+            *("names", "create a", "append a", "sync a", "rename b", "open b", "size b", "read b"),
+            *("write b", "truncate b", "names b", "remove b"),
         ]
         for number in range(1, len(whole.trace) + 2):
             files = FaultyDisk()
@@ -228,3 +241,139 @@ class TestPowerCut:
         assert len(durable) <= len(state) <= len(written) and state.startswith(durable)
         assert all(byte in {0, written[place]} for place, byte in enumerate(state))
         assert state == files.after_power_cut(seed=seed, keep=keep).contents()["a"]
+
+
+class TestFailedSyncs:
+    def test_who_has_the_file_open_meets_the_error_once(self) -> None:
+        disk = FaultyDisk({"a": b""})
+        one, other = disk.open("a"), disk.open("a")
+        disk.fail(errno.EIO, only={Operation.SYNC})
+        for file in (one, other):
+            with pytest.raises(OSError, match=r"\[Errno 5\]"):
+                file.sync()
+        assert len(disk.faults) == 1
+        for file in (one, other, disk.open("a")):
+            file.sync()
+
+    def test_the_next_process_finds_what_is_not_on_the_disk(self) -> None:
+        disk = FaultyDisk({"a": b""})
+        file = disk.open("a")
+        file.append(b"1" * PAGE_BYTES)
+        disk.fail(errno.EIO, only={Operation.SYNC})
+        with pytest.raises(OSError, match="Input/output"):
+            file.sync()
+        file.append(b"2")
+        disk.create("b")
+        disk.cut_power()
+        with pytest.raises(PowerCut):
+            file.size()
+        after = disk.after_kill()
+        again = after.open("a")
+        assert again.read_at(0, 9999) == b"1" * PAGE_BYTES + b"2" and after.names() == ["a", "b"]
+        again.sync()
+        assert after.after_power_cut(seed=0, keep=0).contents() == {"a": bytes(PAGE_BYTES) + b"2"}
+        again.write_at(0, again.read_at(0, PAGE_BYTES))  # the same bytes once more
+        again.sync()
+        assert after.after_power_cut(seed=0, keep=0).contents() == {"a": b"1" * PAGE_BYTES + b"2"}
+
+    def test_what_happens_after_a_kill_changes_nothing_before_it(self) -> None:
+        disk = FaultyDisk({"a": b"1"})
+        disk.open("a").append(b"2")
+        after = disk.after_kill()
+        after.open("a").append(b"3")
+        after.open("a").sync()
+        after.rename("a", "b")
+        assert disk.contents() == {"a": b"12"} and disk.after_power_cut(seed=0, keep=0).contents() == {"a": b"1"}
+
+
+class TestWritingAnywhere:
+    @given(st.lists(st.tuples(st.integers(0, 9000), st.binary(min_size=1, max_size=20) | st.none()), max_size=8))
+    @settings(deadline=None, max_examples=50)
+    def test_as_a_real_file_does(self, steps: list[tuple[int, bytes | None]]) -> None:
+        file = FaultyDisk({"a": b""}).open("a")
+        with tempfile.TemporaryFile() as real:
+            for place, data in steps:
+                if data is None:
+                    file.truncate(place)
+                    real.truncate(place)
+                else:
+                    file.write_at(place, data)
+                    os.pwrite(real.fileno(), data, place)
+                assert file.seen() == os.pread(real.fileno(), 20_000, 0) and file.size() == len(file.seen())
+
+    def test_a_page_may_be_what_it_was_at_any_time_since_the_sync(self) -> None:
+        disk = FaultyDisk({"a": b"0"})
+        file = disk.open("a")
+        for value in b"123":
+            file.write_at(0, bytes([value]))
+        assert found(disk) == {(("a", value),) for value in (b"0", b"1", b"2", b"3")}
+        file.sync()
+        file.truncate(0)
+        assert found(disk) == {(("a", b"3"),), (("a", b""),), (("a", b"\0"),)}
+
+    def test_what_was_cut_off_and_written_again_is_synced_as_it_is(self) -> None:
+        disk = FaultyDisk({"a": b"1" * 3 * PAGE_BYTES})
+        file = disk.open("a")
+        file.truncate(1)
+        file.write_at(2 * PAGE_BYTES, b"2")
+        file.sync()
+        whole = b"1" + bytes(2 * PAGE_BYTES - 1) + b"2"
+        assert disk.after_power_cut(seed=0, keep=0).contents() == {"a": whole} == disk.contents()
+
+
+class TestFolders:
+    def test_each_is_listed_and_synced_on_its_own(self) -> None:
+        disk = FaultyDisk()
+        one, other = disk.folder("one"), disk.folder("other")
+        for files in (disk, one, other):
+            write(files, "a.new", b"1", sync=True)
+        one.rename("a.new", "a")
+        assert (disk.names(), one.names(), other.names()) == (["a.new"], ["a"], ["a.new"])
+        assert disk.after_power_cut(seed=0, keep=0).contents() == {"one/a": b"1"}
+        assert disk.trace[-4:] == ["rename one/a", "names", "names one/", "names other/"]
+
+    def test_the_first_sync_of_a_new_file_may_sync_its_name(self) -> None:
+        disk = FaultyDisk()
+        disk.create("b")
+        file = disk.create("a")
+        file.append(b"1")
+        disk.fail(errno.EIO, only={Operation.SYNC}, partly=True)
+        with pytest.raises(OSError, match="Input/output"):
+            file.sync(with_name=True)  # the file is synced, and its name is not
+        assert found(disk) == {(), (("a", b"1"),), (("b", b""),), (("a", b"1"), ("b", b""))}
+        file.sync(with_name=True)
+        assert found(disk) == {(("a", b"1"), ("b", b""))}
+
+    def test_to_remove_may_sync_the_folder(self) -> None:
+        disk = FaultyDisk({"a": b"1"})
+        disk.fail(errno.EIO, only={Operation.REMOVE}, partly=True)
+        with pytest.raises(OSError, match="Input/output"):
+            disk.remove("a", sync=True)
+        assert disk.contents() == {} and len(found(disk)) == 2
+        disk = FaultyDisk({"a": b"1"})
+        disk.remove("a", sync=True)
+        assert found(disk) == {()}
+
+    def test_a_rename_in_part_has_happened_and_is_not_synced(self) -> None:
+        disk = FaultyDisk({"new": b"1", "old": b"2"})
+        disk.fail(errno.EIO, only={Operation.RENAME}, partly=True)
+        with pytest.raises(OSError, match="Input/output"):
+            disk.rename("new", "old")
+        assert disk.contents() == {"old": b"1"}
+        both = {(("new", b"1"), ("old", b"2")), (("old", b"1"),)}
+        assert found(disk) == both == found(disk.after_kill())
+
+
+def test_a_disk_that_lies_keeps_nothing() -> None:
+    disk = FaultyDisk({"a": b"1"}, lies=True)
+    file = disk.open("a")
+    file.append(b"2")
+    file.sync()
+    write(disk, "b", b"3", sync=True)
+    disk.rename("b", "c")
+    assert disk.contents() == {"a": b"12", "c": b"3"}
+    after = disk.after_power_cut(seed=0, keep=0)
+    assert after.contents() == {"a": b"1"}
+    after.open("a").append(b"2")
+    after.open("a").sync()
+    assert after.after_power_cut(seed=0, keep=0).contents() == {"a": b"1"}

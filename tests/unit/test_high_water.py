@@ -12,8 +12,7 @@ from sekali.ports import no_progress
 from sekali.stores.high_water import HighWaterMark, Mark, MarkDamaged, mark_name
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
-from sekali.testing import FakeClock, FaultyDisk
-from sekali.testing.disk import Operation
+from sekali.testing import FakeClock, FaultyDisk, Operation
 
 
 def open_store(path: Path, *, accept_lost_tail: bool = False) -> SqliteStore:
