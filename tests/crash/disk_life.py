@@ -67,7 +67,6 @@ class Life:
         self._index_may_work.set()
         disk.before = self._before
         self._cut_after: int | None = None
-        folder.mkdir(parents=True)
         self._vfs = FaultyVfs(disk, folder).__enter__()
         self.db_path = folder / "store.db"
         self._store: SqliteStore | None = None

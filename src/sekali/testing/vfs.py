@@ -25,8 +25,8 @@ _numbers = itertools.count(1)
 class FaultyVfs(apsw.VFS):
     """Lets SQLite work on the top folder of a disk, by ``name``, while it is entered as a context.
 
-    ``folder`` is the real one, which has to be empty; the files of the disk are written to it. Every connection has to
-    be closed before the end. Temporary files of SQLite's own are real and cannot fail::
+    ``folder`` is the real one, which is made where it is missing and has to be empty; the files of the disk are written
+    to it. Every connection has to be closed before the end. Temporary files of SQLite's own are real and cannot fail::
 
         with FaultyVfs(disk, tmp_path / "data") as vfs:
             connection = apsw.Connection(str(vfs.folder / "a.db"), vfs=vfs.name)
@@ -38,6 +38,7 @@ class FaultyVfs(apsw.VFS):
         self.name = f"sekali-faulty-{next(_numbers)}"
 
     def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.disk.contents().items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
