@@ -6,6 +6,7 @@ Counters are plain numbers, and are turned into Prometheus samples when somebody
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -38,10 +39,18 @@ METRICS = (
         "Requests refused for their sender: no key, no scope, too many.",
         ("status",),
     ),
+    MetricInfo(
+        "sekali_connections_ended_total",
+        "counter",
+        "Connections that the server ended before their time, by reason.",
+        ("reason",),
+    ),
     MetricInfo("sekali_commit_failures_total", "counter", "Commits that failed, and whose effect is unknown."),
     MetricInfo("sekali_commit_seconds", "histogram", "Time of a commit, its sync included."),
     MetricInfo("sekali_queue_events", "gauge", "Events accepted and not yet answered."),
     MetricInfo("sekali_queue_bytes", "gauge", "Bytes of request bodies held."),
+    MetricInfo("sekali_connections", "gauge", "Connections that are open."),
+    MetricInfo("sekali_unsent_bytes", "gauge", "Bytes of answers that clients have not taken."),
     MetricInfo("sekali_oldest_waiting_seconds", "gauge", "Age of the oldest event accepted and not yet readable."),
     MetricInfo("sekali_healthy", "gauge", "1 while the server can commit, else 0."),
     MetricInfo("sekali_log_events", "gauge", "Events in the log."),
@@ -52,6 +61,19 @@ METRICS = (
     MetricInfo("sekali_store_disk_free_bytes", "gauge", "Bytes left on the disk of the store."),
     MetricInfo("sekali_uptime_seconds", "gauge", "Time since the process started."),
 )
+
+
+class Ending(StrEnum):
+    """Why the server ended a connection before its time."""
+
+    REFUSED = "refused"  # too many
+    GAVE_WAY = "gave-way"  # too many, and this one was idle
+    HEADERS_LATE = "headers-late"
+    BODY_LATE = "body-late"
+    ANSWER_NOT_TAKEN = "answer-not-taken"
+    UNSENT = "unsent"  # too much waits for clients, and this one for the longest
+
+
 _INFO = {metric.name: metric for metric in METRICS}
 
 
@@ -64,6 +86,7 @@ class Metrics:
         self.outcomes: Counter[Outcome] = Counter()
         self.responses: Counter[int] = Counter()
         self.refusals: Counter[int] = Counter()
+        self.connections_ended: Counter[Ending] = Counter()
         self.commit_failures = 0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._per_second: deque[tuple[int, int]] = deque(maxlen=THROUGHPUT_WINDOW_S)
@@ -149,6 +172,12 @@ class _Snapshot(Collector):
         for status in REFUSAL_STATUSES:
             refusals.add_metric([str(status)], self._metrics.refusals[status])
         yield refusals
+        ended = CounterMetricFamily(
+            "sekali_connections_ended", _INFO["sekali_connections_ended_total"].help, labels=["reason"]
+        )
+        for reason in Ending:
+            ended.add_metric([reason.value], self._metrics.connections_ended[reason])
+        yield ended
         failures = CounterMetricFamily("sekali_commit_failures", _INFO["sekali_commit_failures_total"].help)
         failures.add_metric([], self._metrics.commit_failures)
         yield failures

@@ -23,6 +23,7 @@ from sekali.admission import Admission
 from sekali.api.access import Access
 from sekali.api.app import Api
 from sekali.api.body import ByteBudget
+from sekali.api.connections import Connections, require_descriptors
 from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
 from sekali.api.read import Reading
@@ -77,6 +78,7 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
     tls = None
     if settings.tls_cert_file is not None and settings.tls_key_file is not None:
         tls = server_context(settings.tls_cert_file, settings.tls_key_file)
+    require_descriptors(settings.connections_max)
     gc.freeze()  # what is imported lives as long as the process: the collector need not look at it again and again
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(settings))
@@ -100,6 +102,7 @@ class Running:
 
     app: Api
     publish: Publish
+    connections: Connections
     ready: asyncio.Event
 
 
@@ -136,11 +139,12 @@ async def running_app(
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
         ThreadPoolExecutor(1, "sekali-careful") as careful,
     ):
+        connections = Connections(metrics, settings)
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
-        reading = Reading(store, consumer, metrics, budget, readers, stopping, access, settings)
+        reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, access, settings)
         consumer.start()
         try:
-            yield Running(Api(reading, access), publish, consumer.ready)
+            yield Running(Api(reading, access), publish, connections, consumer.ready)
         finally:
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
@@ -239,7 +243,8 @@ async def _serve(
         server = _Server(
             uvicorn.Config(
                 running.app,
-                http=bounded_protocol(settings.header_timeout_s, running.publish),
+                http=bounded_protocol(running.publish, running.connections),
+                timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]  # any number will do
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -102,6 +102,18 @@ class ServerSettings(_Settings):
         description="Addresses and networks, separated by commas, of the proxies whose X-Forwarded-For and Forwarded "
         "headers are believed.",
     )
+    answer_timeout_s: float = Field(
+        30.0, gt=0, description="Time in which a client has to take its answer, or 64 KiB of it; else it is cut."
+    )
+    idle_timeout_s: float = Field(75.0, gt=0, description="Time without a request, after which a connection is closed.")
+    connections_max: int = Field(
+        1000, ge=1, description="Connections at once; beyond, an idle one gives way, or else the new one gets 503."
+    )
+    unsent_bytes_max: int = Field(
+        64 * MIB,
+        ge=16 * MIB,
+        description="Bytes of answers not yet taken, over all clients; beyond: who has waited longest is cut.",
+    )
     stop_timeout_s: float = Field(10.0, gt=0, description="Time to commit, answer and stop after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug adds one line for each duplicate."

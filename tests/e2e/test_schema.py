@@ -470,11 +470,11 @@ def test_unknown_content_type_is_415_with_a_hint(http: Client, topic: str, conte
     assert http.events(topic=topic) == []
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", "br", "gzip, identity", "odd"])
+@pytest.mark.parametrize("encoding", ["deflate", "zstd", "br", "gzip, identity", "gzip, gzip", "odd"])
 def test_unknown_content_encoding_is_415_with_a_hint(http: Client, topic: str, encoding: str) -> None:
     answer = http.request("POST", "/publish", body=_raw(topic, "1"), headers={"Content-Encoding": encoding})
     problem = _assert_problem(answer, 415, "unsupported-media")
-    assert "uncompressed" in problem["detail"]
+    assert "uncompressed" in problem["detail"] and answer.headers["Accept-Encoding"] == "gzip, identity"
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,11 @@ class Api:
             return
         try:
             await self._app(scope, receive, send)
-        except (StreamCut, Disconnected) as error:
-            log.info("stream cut", reason=str(error) or "the client left")
+        except StreamCut as error:
+            log.info("stream cut", reason=str(error))
             raise
+        except Disconnected:
+            log.info("the client left", path=scope["path"])
 
 
 def _note(access: Access, problem: Problem, scope: Scope) -> None:

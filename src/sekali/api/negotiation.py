@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from sekali.api.encoding import is_gzip
 from sekali.api.problems import Kind, Problem
 
 _JSON_TYPES = {"", "application/json"}
@@ -38,6 +39,7 @@ class Negotiated:
     """What a request's headers settle. ``length`` is that of the body, None where it comes in chunks."""
 
     is_ndjson: bool
+    is_gzip: bool
     preferences: Preferences
     length: int | None
 
@@ -46,7 +48,7 @@ def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> Negotiated:
     """Read the headers; names are in lower case.
 
     Raises:
-        Problem: 415, the body is neither JSON nor NDJSON, or it is compressed.
+        Problem: 415, the body is neither JSON nor NDJSON, or compressed in a way that is not known.
 
     """
     found: dict[bytes, str] = {}
@@ -56,7 +58,8 @@ def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> Negotiated:
             found[name] = f"{found[name]},{text}" if name in found else text
     length = found.get(b"content-length")
     return Negotiated(
-        _is_ndjson(found.get(b"content-encoding", ""), found.get(b"content-type", "")),
+        is_ndjson(found.get(b"content-type", "")),
+        is_gzip(found.get(b"content-encoding", "")),
         _preferences(found.get(b"prefer", "")),
         None if length is None else int(length),  # the HTTP parser has seen that it is a number
     )
@@ -65,14 +68,13 @@ def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> Negotiated:
 _READ = {b"content-encoding", b"content-type", b"prefer", b"content-length"}
 
 
-def _is_ndjson(encoding: str, content_type: str) -> bool:
-    encoding = encoding.strip().lower()
-    if encoding not in {"", "identity"}:
-        raise Problem(
-            Kind.MEDIA,
-            f"content encoding {encoding} is not known; send the body uncompressed",
-            headers=[(b"accept-encoding", b"identity")],
-        )
+def is_ndjson(content_type: str) -> bool:
+    """Tell whether a body is NDJSON rather than JSON, from the value of its ``Content-Type``.
+
+    Raises:
+        Problem: 415, it is neither.
+
+    """
     if content_type == "application/json":
         return False
     media_type, _, parameters = content_type.partition(";")

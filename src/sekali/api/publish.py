@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 import structlog
 
 from sekali.api.access import REFUSALS, Access, Headers, Peer, missing_scope
-from sekali.api.body import ByteBudget, Reservation
+from sekali.api.body import Body, ByteBudget
 from sekali.api.negotiation import Negotiated, negotiate
 from sekali.api.permitted import only_permitted
 from sekali.api.problems import Answer, Kind, Problem, json_answer, problem_of
@@ -47,7 +47,6 @@ class Publish:
         self.clock_s = clock_s
         self.access = access
         self.body_bytes_max = settings.body_bytes_max
-        self.body_timeout_s = settings.body_timeout_s
         self.limits = Limits(settings.batch_events_max, settings.event_bytes_max)
         self.loop = asyncio.get_running_loop()
 
@@ -62,11 +61,9 @@ class PublishRequest:
     def __init__(self, publish: Publish, respond: Callable[[Answer], None]) -> None:
         self._publish = publish
         self._respond = respond
-        self._reservation = Reservation(publish.budget)
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._body = Body(publish.budget, publish.body_bytes_max)
         self._reading = True
-        self._timer: asyncio.TimerHandle | None = None
+        self._undoing = False
         self._grant: Grant | None = None
         self._headers: Headers = ()
         self._peer: Peer = None
@@ -89,11 +86,7 @@ class PublishRequest:
             if method != b"POST":
                 raise Problem(Kind.METHOD, "publish with POST", headers=[(b"allow", b"POST")])
             self._negotiated = negotiate(headers)
-            length = self._negotiated.length
-            if length is not None:
-                if length > self._publish.body_bytes_max:
-                    raise self._too_large()
-                self._reservation.grow(length)
+            self._body.begin(self._negotiated.length, gzip=self._negotiated.is_gzip)
         except SekaliError as error:
             self._fail(error)
 
@@ -101,35 +94,51 @@ class PublishRequest:
         """Take a part of the body."""
         if not self._reading:
             return
-        self._size += len(data)
         try:
-            if self._size > self._publish.body_bytes_max:
-                raise self._too_large()
-            if self._size > self._reservation.held:  # a body sent in chunks does not say its length
-                self._reservation.grow(self._size - self._reservation.held)
+            self._body.feed(data)
         except SekaliError as error:
             self._fail(error)
         else:
-            self._chunks.append(data)
-
-    def wait_for_more(self) -> None:
-        """Start the clock for the rest of the body."""
-        if self._reading and self._timer is None:
-            self._timer = self._publish.loop.call_later(self._publish.body_timeout_s, self._too_slow)
+            if self._negotiated.is_gzip and not self._undoing:
+                self._undoing = True
+                self._undo()
 
     def end(self) -> None:
         """The body is complete: decode it and hand it on."""
         if not self._reading:
             return
-        self._stop_reading()
-        self._guarded(self._decode)
+        self._reading = False
+        if not self._undoing:
+            self._decode()
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer with a problem of the connection's: the rest of the body will not come."""
+        if self._reading:
+            self._fail(problem)
+
+    def abandon(self) -> None:
+        """The client has left. What is accepted is committed all the same."""
+        if self._reading:
+            self._reading = self._undoing = False
+            self._body.release()
+
+    def _undo(self) -> None:
+        if self._undoing:
+            self._guarded(self._undo_piece)
+
+    def _undo_piece(self) -> None:
+        """Undo a piece of the body's compression, and the rest of it after what else is ready on the loop."""
+        self._undoing = self._body.undo()
+        if self._undoing:
+            self._publish.loop.call_soon(self._undo)
+        elif not self._reading:
+            self._decode()
 
     def _decode(self) -> None:
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
         decode = decode_ndjson if self._negotiated.is_ndjson else decode_json
         limits = self._publish.limits
         try:
+            body = self._body.whole()
             decoded = decode(body, limits, careful=False)
         except NeedsCare:
             future = self._publish.careful.submit(decode, body, limits, careful=True)
@@ -138,12 +147,6 @@ class PublishRequest:
             )
         else:
             self._accept(decoded)
-
-    def abandon(self) -> None:
-        """The client has left. What is accepted is committed all the same."""
-        if self._reading:
-            self._stop_reading()
-            self._reservation.release()
 
     def _accept(self, decoded: Decoded) -> None:
         publish, preferences = self._publish, self._negotiated.preferences
@@ -168,7 +171,7 @@ class PublishRequest:
             self._committed([], None)
 
     def _release(self, _: list[Verdict], __: SekaliError | None) -> None:
-        self._reservation.release()
+        self._body.release()
 
     def _committed(self, verdicts: list[Verdict], failure: SekaliError | None) -> None:
         if failure is not None:
@@ -179,7 +182,7 @@ class PublishRequest:
     def _tell(self, verdicts: list[Verdict]) -> None:
         self._publish.metrics.count_invalid(len(self._decoded.faults))
         answer = verdict_answer(self._decoded, verdicts, self._negotiated.preferences)
-        self._reservation.release()
+        self._body.release()
         self._answer(answer)
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -196,8 +199,8 @@ class PublishRequest:
             self._fail(Problem(Kind.INTERNAL, repr(error)))
 
     def _fail(self, error: SekaliError) -> None:
-        self._stop_reading()
-        self._reservation.release()
+        self._reading = self._undoing = False
+        self._body.release()
         problem = problem_of(error)
         if problem.kind in REFUSALS:
             self._publish.access.note(problem, "/publish", self._headers, self._peer, self._grant)
@@ -210,28 +213,6 @@ class PublishRequest:
         respond, self._respond = self._respond, _answered
         self._decoded = _NOTHING
         respond(answer)
-
-    def _stop_reading(self) -> None:
-        self._reading = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        self._timer = None
-        self._fail(
-            Problem(
-                Kind.TOO_SLOW,
-                f"the body did not arrive within {self._publish.body_timeout_s:g} s (BODY_TIMEOUT_S)",
-                headers=[(b"connection", b"close")],
-            )
-        )
-
-    def _too_large(self) -> Problem:
-        return Problem(
-            Kind.TOO_LARGE,
-            f"the body is over {self._publish.body_bytes_max} bytes (BODY_BYTES_MAX); send fewer events in one request",
-        )
 
 
 _NOTHING = Decoded(Batch(), {}, single=False)

@@ -1,7 +1,7 @@
 """The reading routes. Queries run on threads; answers are encoded there too, in pages of bounded size."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,9 @@ from fastapi.responses import Response, StreamingResponse
 from sekali import ports
 from sekali.api import models, wire
 from sekali.api.access import Access, require_everything, require_reader, require_topic
-from sekali.api.body import BodyReader, ByteBudget
+from sekali.api.body import Body, ByteBudget, header, read_whole
+from sekali.api.connections import Connections
+from sekali.api.negotiation import is_ndjson
 from sekali.api.problems import Kind, Problem
 from sekali.consumer import Consumer
 from sekali.errors import InvalidQuery, StoreBroken
@@ -29,6 +31,8 @@ from sekali.topics import is_pattern, pattern_fault, topic_fault
 
 NDJSON = "application/x-ndjson"
 GRANT = "sekali.grant"  # in the ASGI scope: what the sender may do
+TAKEN = "taken"  # in a request's state: wait until the client has taken what was sent to it
+Taken = Callable[[], Awaitable[None]]
 STREAM_PAGE_EVENTS = 2000
 STATS_TOPICS_MAX = 1000
 
@@ -53,6 +57,7 @@ class Reading:
         consumer: Consumer,
         metrics: Metrics,
         budget: ByteBudget,
+        connections: Connections,
         readers: Executor,
         stopping: asyncio.Event,
         access: Access,
@@ -62,6 +67,7 @@ class Reading:
         self._consumer = consumer
         self._metrics = metrics
         self._budget = budget
+        self._connections = connections
         self._readers = readers
         self._stopping = stopping
         self._access = access
@@ -111,7 +117,8 @@ class Reading:
             require_topic(grant, topic)
         if _wants_ndjson(request):
             query, summary = await self._read(lambda: self._begin(query, cursor))
-            stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head), grant)
+            taken = request.scope["state"][TAKEN]
+            stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head), grant, taken)
             return StreamingResponse(stream, media_type=NDJSON)
 
         def read() -> tuple[bytes, list[int] | None, Summary]:
@@ -132,32 +139,28 @@ class Reading:
             query = replace(query, position=Position(seq, timestamp_ns))
         return query, summary
 
-    async def _stream(self, query: ports.Query, grant: Grant) -> AsyncIterator[bytes]:
+    async def _stream(self, query: ports.Query, grant: Grant, taken: Taken) -> AsyncIterator[bytes]:
         """Give everything that matches, page by page; each page is a short transaction of its own.
 
-        The next page is read while one is on its way.
+        The next page is read once the client has taken this one: for a client that does not, no more than one is held.
         """
 
         def read(query: ports.Query) -> tuple[bytes, Position | None]:
             page = self._store.read(query)
             return wire.events_ndjson(page.events), page.next
 
-        pending = self._read(partial(read, query))
-        try:
-            while True:
-                body, position = await pending
-                if self._stopping.is_set():
-                    raise StreamCut("the server is stopping")
-                if not self._access.still_holds(grant):
-                    raise StreamCut("the key was revoked or has expired")
-                if position is not None:
-                    pending = self._read(partial(read, replace(query, position=position)))
-                if body:
-                    yield body
-                if position is None:
-                    return
-        finally:
-            pending.cancel()
+        while True:
+            body, position = await self._read(partial(read, query))
+            if self._stopping.is_set():
+                raise StreamCut("the server is stopping")
+            if not self._access.still_holds(grant):
+                raise StreamCut("the key was revoked or has expired")
+            if body:
+                yield body
+            if position is None:
+                return
+            await taken()
+            query = replace(query, position=position)
 
     async def topics(
         self,
@@ -197,8 +200,10 @@ class Reading:
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
         settings, grant = self._settings, _reader(request)
-        with BodyReader(self._budget, bytes_max=settings.body_bytes_max, timeout_s=settings.body_timeout_s) as body:
-            question = _exists_question(await body.read(request.scope, request.receive), settings)
+        if is_ndjson(header(request.scope, b"content-type")):
+            raise Problem(Kind.MEDIA, "ask with application/json, one question in a request")
+        with Body(self._budget, settings.body_bytes_max) as body:
+            question = _exists_question(await read_whole(body, request.scope, request.receive), settings)
             require_topic(grant, question.topic)
             missing = await self._read(lambda: self._store.missing(question.topic, question.event_ids))
         return _json({"missing": missing})
@@ -251,6 +256,8 @@ class Reading:
         gauges = {
             "sekali_queue_events": self._consumer.events_waiting,
             "sekali_queue_bytes": self._budget.held,
+            "sekali_connections": self._connections.open,
+            "sekali_unsent_bytes": self._connections.unsent_bytes,
             "sekali_oldest_waiting_seconds": self._consumer.oldest_waiting_s,
             "sekali_healthy": float(self._consumer.trouble is None),
             "sekali_uptime_seconds": self._metrics.uptime_s,
@@ -298,8 +305,9 @@ def _listing(query: ports.Query) -> str:
 
 
 def _wants_ndjson(request: Request) -> bool:
-    media_types = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
-    return NDJSON in media_types
+    """Whether to stream. A client of an HTTP before 1.1 does not know chunks and gets pages, whatever it asks for."""
+    media_types = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
+    return NDJSON in media_types and request.scope["http_version"] == "1.1"
 
 
 def _topic_or_pattern(topic: str | None) -> str | None:
