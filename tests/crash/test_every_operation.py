@@ -35,6 +35,7 @@ from sekali.testing import FaultyDisk
 
 OPERATIONS, RECOVERIES = 18, 50  # of the part: operations for each fault, and recoveries with a fault
 CONTROL_OPERATIONS = 8
+LINE_EVERY = 500
 
 # What a story has to bring about on the disk. The first sync of a journal or log makes names durable, too.
 KINDS = {
@@ -129,10 +130,24 @@ def _document(outcome: Outcome, traces: Traces, folder: Path) -> dict[str, objec
 
 
 @contextmanager
-def _bar(jobs: int) -> Iterator[Callable[[], None]]:
-    with Progress("faults", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+def _bar(jobs: int) -> Iterator[Callable[[Outcome], None]]:
+    """Show how far it is, and failures at once; a line now and then where there is no terminal."""
+    console = Console()
+    done = shown = 0
+    with Progress("faults", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("", total=jobs)
-        yield lambda: bar.advance(task)
+
+        def advance(outcome: Outcome) -> None:
+            nonlocal done, shown
+            done += 1
+            bar.advance(task)
+            for failure in outcome.failures[shown:]:
+                console.print(failure)
+            shown = len(outcome.failures)
+            if not console.is_terminal and done % LINE_EVERY == 0:
+                console.print(f"{done:,} of {jobs:,}, {shown} failed")
+
+        yield advance
 
 
 class TestTheSuiteCanSee:
