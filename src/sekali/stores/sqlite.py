@@ -133,8 +133,8 @@ class SqliteStore:
             self._index_is_whole = False
             self._close_writer()
             self._writer = open_writer(self._db_path, self._vfs, may_be_new=False)
-            self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
             try:
+                self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
                 self._read_state()
                 self._index.recover(LogSource(self._writer), progress)
             except (apsw.Error, *DAMAGE) as error:
