@@ -67,6 +67,7 @@ def cli_page() -> str:
         "| 1 | something was invalid, in conflict or refused (no key, no scope), or an audit found a fault |",
         "| 2 | the command was not understood |",
         "| 3 | no server could be reached within the time given, or the server or store could not be opened |",
+        "| 4 | `sekali serve` gave up: no commit worked any more, or there was no memory left; its log says which |",
         "| 130 | ended by Ctrl-C |",
     ]
     for name, command in _commands(group):
