@@ -32,24 +32,35 @@ def one_event(topic: str, event_id: str, **fields: object) -> bytes:
     return json.dumps(event(topic, event_id, **fields)).encode()
 
 
+class HalfAnAnswer(AssertionError):
+    """An answer is not complete."""
+
+
 def statuses(data: bytes) -> list[int]:
     """Return the statuses of the answers in what a connection gave, which must be whole."""
     return [status for status, _ in answers(data)]
 
 
 def answers(data: bytes) -> list[tuple[int, bytes]]:
-    """Take answers that say their length apart."""
+    """Take answers that say their length apart.
+
+    Raises:
+        HalfAnAnswer: the last one is not complete.
+
+    """
     found = []
     while data:
         top, separator, rest = data.partition(b"\r\n\r\n")
-        assert separator, f"half an answer: {data!r}"
+        if not separator:
+            raise HalfAnAnswer(data[:1000])
         status = int(top.split()[1])
         if status == 100:
             found.append((status, b""))
             data = rest
             continue
         length = int(top.lower().partition(b"content-length:")[2].split()[0])
-        assert len(rest) >= length, f"half an answer: {data!r}"
+        if len(rest) < length:
+            raise HalfAnAnswer(data[:1000])
         found.append((status, rest[:length]))
         data = rest[length:]
     return found
@@ -72,6 +83,21 @@ def receive_until_closed(connection: RawConnection) -> bytes:
     except ConnectionResetError:
         pass
     return b"".join(chunks)
+
+
+def receive_answers(connection: RawConnection, count: int) -> list[tuple[int, bytes]]:
+    """Wait for so many answers that say their length."""
+    data = b""
+    while True:
+        try:
+            found = answers(data)
+        except HalfAnAnswer:
+            found = []
+        if len(found) >= count:
+            return found
+        chunk = connection.socket.recv(65536)
+        assert chunk, f"the connection ended after {data!r}"
+        data += chunk
 
 
 def reset(connection: RawConnection) -> None:

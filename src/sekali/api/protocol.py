@@ -165,7 +165,8 @@ class BoundedProtocol(HttpToolsProtocol):
             if self.pipeline:
                 self.hold(PIPELINED_BYTES)
             self.scope["state"][TAKEN] = self.taken
-            if self.expect_100_continue:  # whether the body comes or not, it is not taken for the next request
+            # Where a body was announced that may not come, it must not be awaited in place of the next request.
+            if self.expect_100_continue or self.parser.get_http_version() != "1.1":
                 self.cycle.keep_alive = False
 
     def _begin_publish(self) -> None:
