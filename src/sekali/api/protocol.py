@@ -253,6 +253,8 @@ class BoundedProtocol(HttpToolsProtocol):
     async def taken(self) -> bool:
         """Wait until the client has taken what was sent to it; False: it has left."""
         await self.flow.drain()
+        if self.transport.is_closing():
+            self._running.disconnected = True
         return not self.transport.is_closing()
 
     def hold(self, count: int) -> None:
