@@ -49,13 +49,7 @@ def later(topic: str) -> bytes:
     return post(json.dumps(batch(topic)).encode(), "Prefer: respond-async")
 
 
-FORMS = {
-    "array": (array, 1),
-    "lines": (lines, 5),
-    "chunks": (in_chunks, 3),
-    "gzip": (compressed, 2),
-    "later": (later, 7),
-}
+FORMS = {"array": array, "lines": lines, "chunks": in_chunks, "gzip": compressed, "later": later}
 
 
 @pytest.fixture(scope="module")
