@@ -281,8 +281,7 @@ def test_many_half_open_connections_take_little_memory(launch: Launch) -> None:
         with connections(server.port, count) as half_open:
             for connection in half_open:
                 connection.send(sent)
-            open_now = lambda: metric(server.http, "sekali_connections")  # noqa: E731
-            wait_until(lambda: open_now() == count + 1, f"all are open: {name}")  # noqa: B023
+            wait_until(lambda: metric(server.http, "sekali_connections") == count + 1, f"all are open: {name}")
             each = (server.resident_bytes - before) / count
             assert each < 150_000, f"{name}: {each:,.0f} bytes each"
         wait_until_nothing_is_held(server)
