@@ -7,6 +7,7 @@ from typing import Any
 
 import typer.main
 
+from limits import LIMITS, Limit
 from sekali.cli import app
 from sekali.metrics import METRICS
 from sekali.settings import PublisherSettings, ServerSettings, environment_names
@@ -93,11 +94,37 @@ def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, command
 
 
+def limits_page() -> str:
+    """Every limit, and what comes of more."""
+    lines = [
+        "# Limits",
+        "",
+        NOTE,
+        "Every limit is enforced while reading: what is beyond it is not kept first. `invalid` is the verdict on that",
+        "item alone, and its neighbours are stored; a request refused with 4xx, or with 503 for one of these limits, stores",
+        "nothing. Texts are measured in bytes of UTF-8.",
+    ]
+    for title, limits in LIMITS.items():
+        lines += ["", f"## {title}", "", "| at most | of | setting | beyond |", "|---|---|---|---|"]
+        for limit in limits:
+            setting = "" if limit.setting is None else f"`{environment_names(ServerSettings, limit.setting)[0]}`"
+            lines.append(f"| {_quantity(limit)} | {limit.what} | {setting} | {limit.beyond} |")
+    return "\n".join(lines) + "\n"
+
+
+def _quantity(limit: Limit) -> str:
+    if limit.unit == "bytes":
+        for size, unit in ((1024 * 1024, "MiB"), (1024, "KiB")):
+            if limit.value >= size and limit.value % size == 0:
+                return f"{limit.value / size:,g} {unit}"
+    return f"{limit.value:,} {limit.unit}".replace(".0 ", " ").strip()
+
+
 def _cell(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
-PAGES = {"settings.md": settings_page, "metrics.md": metrics_page, "cli.md": cli_page}
+PAGES = {"settings.md": settings_page, "metrics.md": metrics_page, "cli.md": cli_page, "limits.md": limits_page}
 
 
 def main() -> int:
