@@ -55,6 +55,7 @@ FAULTS = {
     "ENOSPC once, a part is written": Fault(errno.ENOSPC, WRITING, partly=True),
     "ENOSPC for ever, a part is written": Fault(errno.ENOSPC, WRITING, lasting=True, partly=True),
     "syncs fail for ever": Fault(errno.EIO, SYNCING, lasting=True),
+    "reads give a part once": Fault(errno.EIO, {Operation.READ}, partly=True),
     "EIO once, then killed": Fault(errno.EIO, then="kill"),
     "EIO for ever, then killed": Fault(errno.EIO, lasting=True, then="kill"),
     "EIO once, then a power cut": Fault(errno.EIO, then="cut"),
