@@ -90,8 +90,8 @@ def limits_page() -> str:
         "",
         NOTE,
         "Every limit is enforced while reading: what is beyond it is not kept first. `invalid` is the verdict on that",
-        "item alone, and its neighbours are stored; a request refused with 4xx, or with 503 for one of these limits, stores",
-        "nothing. Texts are measured in bytes of UTF-8.",
+        "item alone, and its neighbours are stored; a request refused with 4xx, or with 503 for one of these limits,",
+        "stores nothing. Texts are measured in bytes of UTF-8.",
     ]
     for title, limits in LIMITS.items():
         lines += ["", f"## {title}", "", "| at most | of | setting | beyond |", "|---|---|---|---|"]
