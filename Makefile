@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint types reference performance clean
+.PHONY: serve test lint types reference performance audit sbom clean
 
 serve: $(VENV)/ready
 	$(BIN)/sekali serve
@@ -27,6 +27,24 @@ reference: $(VENV)/ready-dev
 performance: $(VENV)/ready-dev
 	$(BIN)/python scripts/performance.py
 
+# Known vulnerabilities of every pinned version. It asks an advisory service over the network, so CI does not run it.
+audit: $(VENV)-audit/ready
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+# The software bill of materials of what is shipped, in CycloneDX: dist/sbom.cdx.json.
+sbom: $(VENV)-audit/ready
+	rm -rf $(VENV)-shipped && scripts/make-venv $(PYTHON) $(VENV)-shipped
+	$(VENV)-shipped/bin/pip install --quiet --constraint constraints.txt .
+	$(VENV)-shipped/bin/pip uninstall --quiet --yes setuptools pip
+	mkdir -p dist
+	$(VENV)-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.cdx.json $(VENV)-shipped
+
+$(VENV)-audit/ready: pyproject.toml constraints.txt
+	scripts/make-venv $(PYTHON) $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet --constraint constraints.txt --editable '.[audit]'
+	touch $@
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	scripts/make-venv $(PYTHON) $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
@@ -37,4 +55,4 @@ $(VENV)/ready-dev: $(VENV)/ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-shipped dist/sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,12 +30,14 @@ class Decoded(msgspec.Struct, frozen=True):
     """What a request body held.
 
     ``faults`` are by position among all items sent; the batch holds the others in order. ``single`` tells a bare
-    object from an array with one element.
+    object from an array with one element. ``forbidden`` are topics that the publisher may not publish to; what it sent
+    to them is among the faults.
     """
 
     batch: Batch
     faults: dict[int, str]
     single: bool
+    forbidden: frozenset[str] = frozenset()
 
     @property
     def item_count(self) -> int:

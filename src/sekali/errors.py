@@ -43,6 +43,14 @@ class QueueFull(Unavailable):
     """The queue is full; send the request again."""
 
 
+class DiskFull(Unavailable):
+    """There is too little room on the disk; nothing was changed."""
+
+
+class TookTooLong(Unavailable):
+    """A query took too long and was ended."""
+
+
 class CommitUnknown(Unavailable):
     """A commit failed, and whether its events are stored is not known; send the request again, dedup settles it."""
 

@@ -84,6 +84,18 @@ class Batch(msgspec.Struct):
     def __len__(self) -> int:
         return len(self.topics)
 
+    def chosen(self, rows: Sequence[int]) -> "Batch":
+        """Return a batch of some of the events, in the order of their positions given."""
+        return Batch(
+            [self.topics[row] for row in rows],
+            [self.event_ids[row] for row in rows],
+            [self.timestamps_ns[row] for row in rows],
+            [self.sources[row] for row in rows],
+            [self.source_seqs[row] for row in rows],
+            [self.payloads[row] for row in rows],
+            self.all_or_nothing,
+        )
+
 
 def valid_columns(items: list[EventIn], body_bytes: int, event_bytes_max: int) -> Batch | None:
     """Check columns whole, in few calls and a bounded time: the batch of all items, or None where that leaves a doubt.

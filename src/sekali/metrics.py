@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from sekali.event import Outcome
 
 LATENCIES_KEPT = 4096
+REFUSAL_STATUSES = (401, 403, 429)
 THROUGHPUT_WINDOW_S = 60
 COMMIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -33,6 +34,12 @@ METRICS = (
     MetricInfo("sekali_events_total", "counter", "Events by outcome since the process started.", ("outcome",)),
     MetricInfo("sekali_responses_total", "counter", "Answers to publishers by HTTP status.", ("status",)),
     MetricInfo(
+        "sekali_refusals_total",
+        "counter",
+        "Requests refused for their sender: no key, no scope, too many.",
+        ("status",),
+    ),
+    MetricInfo(
         "sekali_connections_ended_total",
         "counter",
         "Connections that the server ended before their time, by reason.",
@@ -50,6 +57,10 @@ METRICS = (
     MetricInfo("sekali_healthy", "gauge", "1 while the server can commit, else 0."),
     MetricInfo("sekali_log_events", "gauge", "Events in the log."),
     MetricInfo("sekali_log_topics", "gauge", "Topics in the log."),
+    MetricInfo(
+        "sekali_store_wal_bytes", "gauge", "Size of the write-ahead log: it grows while a reader holds it back."
+    ),
+    MetricInfo("sekali_store_disk_free_bytes", "gauge", "Bytes left on the disk of the store."),
     MetricInfo("sekali_uptime_seconds", "gauge", "Time since the process started."),
 )
 
@@ -76,6 +87,7 @@ class Metrics:
         self.started_at_s = clock_s()
         self.outcomes: Counter[Outcome] = Counter()
         self.responses: Counter[int] = Counter()
+        self.refusals: Counter[int] = Counter()
         self.connections_ended: Counter[Ending] = Counter()
         self.commit_failures = 0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -110,6 +122,10 @@ class Metrics:
     def count_response(self, status: int) -> None:
         """Count an answer to a publisher."""
         self.responses[status] += 1
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request that was refused at the door, with one of ``REFUSAL_STATUSES``."""
+        self.refusals[status] += 1
 
     @property
     def uptime_s(self) -> float:
@@ -154,6 +170,10 @@ class _Snapshot(Collector):
         for status, count in sorted(self._metrics.responses.items()):
             responses.add_metric([str(status)], count)
         yield responses
+        refusals = CounterMetricFamily("sekali_refusals", _INFO["sekali_refusals_total"].help, labels=["status"])
+        for status in REFUSAL_STATUSES:
+            refusals.add_metric([str(status)], self._metrics.refusals[status])
+        yield refusals
         ended = CounterMetricFamily(
             "sekali_connections_ended", _INFO["sekali_connections_ended_total"].help, labels=["reason"]
         )

@@ -3,7 +3,7 @@
 All methods block; the consumer and the edge call them from threads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -43,6 +43,10 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
     timestamp_ns: int = 0  # of no meaning where the order is by seq
 
 
+# Topics and patterns that a reader may read, for whom nothing else exists; None: everything.
+Readable = tuple[str, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """Which events a reader wants. Every condition given must hold.
@@ -62,6 +66,7 @@ class Query:
     order: Order = Order.SEQ
     limit: int = 1000
     position: Position | None = None
+    readable: Readable = None
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
@@ -107,7 +112,10 @@ class TopicInfo(msgspec.Struct, frozen=True):
 
 
 class Conflict(msgspec.Struct, frozen=True):
-    """A variant that was refused because its identity was taken. ``number`` orders the variants by first arrival."""
+    """A variant that was refused because its identity was taken. ``number`` orders the variants by first arrival.
+
+    Of one that is ``damaged`` only number and seq mean something.
+    """
 
     number: int
     seq: int
@@ -118,6 +126,7 @@ class Conflict(msgspec.Struct, frozen=True):
     count: int
     first_at_ns: int
     last_at_ns: int
+    damaged: bool = False
 
 
 class Lifetime(msgspec.Struct, frozen=True):
@@ -162,6 +171,7 @@ class EventStore(Protocol):
 
         Raises:
             StoreBroken: the store cannot be opened.
+            DiskFull: there is no room to go on.
 
         """
 
@@ -170,6 +180,7 @@ class EventStore(Protocol):
 
         Raises:
             Unavailable: the store is recovering.
+            DiskFull: there is no room for more; what was prepared before stays good.
             CommitUnknown: what is stored cannot be read; ``recover`` has to come.
 
         """
@@ -196,18 +207,24 @@ class EventStore(Protocol):
 
         """
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
         """Return topics by name, from behind ``after``."""
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
         """Return refused variants by number, from behind ``after``.
 
         A variant is kept once per (seq, content). Beyond ``CONFLICT_BYTES_MAX`` in all the oldest go first; the
         counters keep them.
         """
 
-    def summary(self) -> Summary:
-        """Return the state of the log as a whole."""
+    def summary(self, readable: Readable = None) -> Summary:
+        """Return the state of the log as a whole, or as if it held nothing but what is ``readable``.
+
+        Then the head is the newest readable event's seq, and the counts are those of the readable topics.
+        """
+
+    def gauges(self) -> Mapping[str, float]:
+        """Return figures of what the store rests on, such as ``disk_free_bytes``, for ``/metrics``."""
 
     def close(self) -> None:
         """Release everything. May be called twice."""

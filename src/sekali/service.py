@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import gc
-import logging
+import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import structlog
 import uvicorn
@@ -18,41 +20,54 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress
 
+from sekali.admission import Admission
+from sekali.api.access import Access
 from sekali.api.app import Api
 from sekali.api.body import ByteBudget
 from sekali.api.connections import Connections, require_descriptors
 from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
-from sekali.api.read import Reading, StreamCut
+from sekali.api.read import Reading
 from sekali.consumer import Consumer
 from sekali.errors import StartupError
+from sekali.logs import configure_logging
 from sekali.metrics import Metrics
 from sekali.ports import EventStore
 from sekali.settings import ServerSettings
 from sekali.stores.sqlite import SqliteStore
+from sekali.tls import server_context
 
 READER_THREADS = 4
 LISTEN_BACKLOG = 1024
+EXIT_OK, EXIT_TOO_LATE, EXIT_GAVE_UP = 0, 1, 4
 
 log = structlog.get_logger("sekali")
 
 
-def open_store(settings: ServerSettings) -> EventStore:
-    """Open the store that the settings name.
+def open_store(settings: ServerSettings, *, accept_lost_tail: bool = False) -> EventStore:
+    """Open the store that the settings name. ``accept_lost_tail``: also where it is known to have lost its end.
 
     Raises:
         StartupError: it cannot be used; the message says what to do.
         StoreBroken: it cannot be opened.
 
     """
-    return SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max)
+    return SqliteStore(
+        settings.db_path,
+        time.time_ns,
+        topics_max=settings.topics_max,
+        disk_free_bytes_min=settings.disk_free_bytes_min,
+        read_timeout_s=settings.read_timeout_s,
+        accept_lost_tail=accept_lost_tail,
+    )
 
 
 def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], EventStore] = open_store) -> int:
     """Run the server until SIGTERM or SIGINT, and return the exit code.
 
-    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``. A store of one's
-    own, such as one that injects faults, comes in through ``open_store``.
+    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``. 4: it gave up,
+    because commits failed again and again, or because there is no memory left. A store of one's own, such as one that
+    injects faults, comes in through ``open_store``.
 
     Raises:
         StartupError: it cannot start; the message says what to do.
@@ -60,14 +75,43 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
 
     """
     configure_logging(settings.log_level)
+    admission = Admission(settings)
+    tls = None
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        tls = server_context(settings.tls_cert_file, settings.tls_key_file)
     require_descriptors(settings.connections_max)
     gc.freeze()  # what is imported lives as long as the process: the collector need not look at it again and again
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(settings))
+        admission.require_safe(listener.getsockname()[0])
         store = open_store(settings)
         stack.callback(store.close)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        return runner.run(_serve(settings, store, listener))
+        try:
+            code = runner.run(_serve(settings, store, listener, admission, tls))
+        except MemoryError:
+            _end_without_memory()
+        if code != EXIT_OK:
+            # To close the file may be to wait for a commit that does not end. What was acknowledged is safe.
+            os._exit(code)
+        return code
+
+
+def _end_without_memory() -> NoReturn:
+    """End at once, for whoever watches the server to start it again: to stop in order would take memory, too."""
+    with contextlib.suppress(MemoryError):
+        log.error("ended: there is no memory left. What was acknowledged is on the disk. Start the server again")
+    os._exit(EXIT_GAVE_UP)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what no connection can be blamed for.
+
+    For want of memory the loop may have stopped to accept connections, which it would never do again by itself.
+    """
+    if isinstance(context.get("exception"), MemoryError) and "transport" not in context:
+        _end_without_memory()
+    loop.default_exception_handler(context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +128,22 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running_app(settings: ServerSettings, store: EventStore, stopping: asyncio.Event) -> AsyncIterator[Running]:
+async def running_app(
+    settings: ServerSettings,
+    store: EventStore,
+    stopping: asyncio.Event,
+    metrics: Metrics,
+    access: Access,
+    on_give_up: Callable[[str], None] = lambda reason: None,
+) -> AsyncIterator[Running]:
     """Put the parts together over a store and run them; at the end commit what was accepted.
 
+    ``on_give_up`` is told why no commit works, once none will be tried any more.
 
     Raises:
         TimeoutError: at the end, that took longer than ``settings.stop_timeout_s``.
 
     """
-    metrics = Metrics(time.monotonic)
     budget = ByteBudget(settings.queue_bytes_max)
     consumer = Consumer(
         store,
@@ -103,17 +154,18 @@ async def running_app(settings: ServerSettings, store: EventStore, stopping: asy
         commit_events_max=settings.commit_events_max,
         commit_wait_ms_max=settings.commit_wait_ms_max,
         on_recovery=RecoveryReport(),
+        on_give_up=on_give_up,
     )
     with (
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
         ThreadPoolExecutor(1, "sekali-careful") as careful,
     ):
-        publish = Publish(consumer, metrics, budget, careful, time.monotonic, settings)
         connections = Connections(metrics, settings)
-        reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, settings)
+        publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
+        reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, access, settings)
         consumer.start()
         try:
-            yield Running(Api(reading), publish, connections, consumer.ready)
+            yield Running(Api(reading, access), publish, connections, consumer.ready)
         finally:
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
@@ -143,17 +195,72 @@ class RecoveryReport:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0."""
+    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0.
+
+    With ``tls`` it speaks that, and a client has ``handshake_timeout_s`` for its part of the handshake.
+    """
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, handshake_timeout_s: float) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it, but for the time-outs, which it does not know."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        timeout_s = self._handshake_timeout_s if self._tls is not None else None
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=listener,
+                ssl=self._tls,
+                ssl_handshake_timeout=timeout_s,
+                ssl_shutdown_timeout=timeout_s,
+            )
+            for listener in sockets or []
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def _serve(settings: ServerSettings, store: EventStore, listener: socket.socket) -> int:
+async def _serve(
+    settings: ServerSettings,
+    store: EventStore,
+    listener: socket.socket,
+    admission: Admission,
+    tls: ssl.SSLContext | None,
+) -> int:
     stopping = asyncio.Event()
+    metrics = Metrics(time.monotonic)
+    host, port = listener.getsockname()[:2]
+    url = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+    access = admission.access(host, metrics)
+    code = EXIT_OK
     async with contextlib.AsyncExitStack() as stack:
-        running = await stack.enter_async_context(running_app(settings, store, stopping))
+
+        def give_up(reason: str) -> None:
+            nonlocal code
+            code = EXIT_GAVE_UP
+            log.error(
+                "gave up: no commit works, so that nothing new can be stored. What was acknowledged is on the disk. "
+                "See to the disk and its file system (dmesg, free space, mount options), then start the server again",
+                reason=reason,
+                db_path=str(settings.db_path),
+            )
+            stopping.set()
+            server.should_exit = True
+
+        running = await stack.enter_async_context(running_app(settings, store, stopping, metrics, access, give_up))
         server = _Server(
             uvicorn.Config(
                 running.app,
@@ -167,7 +274,9 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
                 proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=max(int(settings.stop_timeout_s), 1),
-            )
+            ),
+            tls,
+            settings.header_timeout_s,
         )
 
         def stop() -> None:
@@ -176,26 +285,27 @@ async def _serve(settings: ServerSettings, store: EventStore, listener: socket.s
             server.should_exit = True
 
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
 
-        host, port = listener.getsockname()[:2]
-        log.info("listening", url=f"http://{host}:{port}")
+        log.info("listening", url=url)
 
         async def report_ready() -> None:
             await running.ready.wait()
-            log.info("ready", url=f"http://{host}:{port}", db_path=str(settings.db_path), head=store.summary().head)
+            log.info("ready", url=url, db_path=str(settings.db_path), head=store.summary().head)
 
-        reporting = asyncio.create_task(report_ready())
+        beside = [asyncio.create_task(report_ready()), asyncio.create_task(admission.keep_up(access))]
         await server.serve([listener])
-        reporting.cancel()
+        for task in beside:
+            task.cancel()
         try:
             await stack.aclose()
         except TimeoutError as error:
             log.error("stopped too late", reason=str(error))
-            return 1
+            return EXIT_TOO_LATE
     log.info("stopped")
-    return 0
+    return code
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
@@ -216,36 +326,3 @@ def _listen(settings: ServerSettings) -> socket.socket:
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another HOST or PORT"
         ) from None
     return listener
-
-
-def configure_logging(level: str) -> None:
-    """Log to standard error: in colour for a person on a terminal, else JSON lines."""
-    number = logging.getLevelNamesMapping()[level.upper()]
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=max(number, logging.WARNING), handlers=[_Forward()], force=True)
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-
-
-class _Forward(logging.Handler):
-    """Gives what libraries log to structlog."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drop uvicorn's report of a stream that we cut on purpose."""
-    return not (record.exc_info and isinstance(record.exc_info[1], StreamCut))

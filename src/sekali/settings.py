@@ -3,14 +3,29 @@
 Each is ``SEKALI_<NAME>`` in the environment; a few older names are accepted too.
 """
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "SEKALI_"
 KIB, MIB = 1024, 1024 * 1024
+
+
+Network = IPv4Network | IPv6Network
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Read addresses and networks, separated by commas.
+
+    Raises:
+        ValueError: one of them is neither.
+
+    """
+    return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
 
 
 def _older_name(name: str) -> AliasChoices:
@@ -56,10 +71,37 @@ class ServerSettings(_Settings):
         1 * MIB, ge=1, description="Size of one event's values; beyond: that event is invalid."
     )
     topics_max: int = Field(100_000, ge=1, description="Topics in the store; an event of one more is invalid.")
+    disk_free_bytes_min: int = Field(
+        128 * MIB, ge=0, description="Bytes to keep free on the disk; with less, publishing answers 503. 0: no limit."
+    )
+    read_timeout_s: float = Field(
+        10.0, gt=0, description="Time for one page of a query; then it is ended, because it holds the log's files back."
+    )
     header_timeout_s: float = Field(
         10.0, gt=0, description="Time to send a request's headers, also on an idle new connection; then it is closed."
     )
     body_timeout_s: float = Field(30.0, gt=0, description="Time to send a request's body; beyond: 408.")
+    bootstrap_key: SecretStr | None = Field(
+        None,
+        description="A key, id.secret, that may do everything, to begin with; `sekali keys bootstrap` makes one. "
+        "Only from the environment.",
+    )
+    allow_anonymous: bool = Field(
+        False, description="Let everybody in where there are no keys, also on an address that others can reach."
+    )
+    rate_limit_per_s: float = Field(
+        0.0, ge=0, description="Requests and events a second from all keys of one name; beyond: 429. 0: no limit."
+    )
+    tls_cert_file: Path | None = Field(
+        None,
+        description="The server's certificate and those up to its root (PEM), for https; with TLS_KEY_FILE.",
+    )
+    tls_key_file: Path | None = Field(None, description="The private key of TLS_CERT_FILE (PEM, without a password).")
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks, separated by commas, of the proxies whose X-Forwarded-For and Forwarded "
+        "headers are believed.",
+    )
     answer_timeout_s: float = Field(
         30.0, gt=0, description="Time in which a client has to take its answer, or 64 KiB of it; else it is cut."
     )
@@ -78,8 +120,16 @@ class ServerSettings(_Settings):
         "info", description="debug adds one line for each duplicate."
     )
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        networks(text)
+        return text
+
     @model_validator(mode="after")
     def _combinations_that_cannot_work(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS_CERT_FILE and TLS_KEY_FILE belong together: give both or neither")
         for smaller, larger in (
             ("body_bytes_max", "queue_bytes_max"),
             ("batch_events_max", "queue_events_max"),
@@ -101,6 +151,15 @@ class PublisherSettings(_Settings):
         "http://127.0.0.1:8080",
         validation_alias=_older_name("AGGREGATOR_URL"),
         description="The server to talk to; every client command reads it.",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="The key, id.secret, for every client command. Only from the environment."
+    )
+    api_key_file: Path | None = Field(
+        None, description="A file that holds the key, for every client command; it counts before API_KEY."
+    )
+    ca_file: Path | None = Field(
+        None, description="Certificates (PEM) to trust for https instead of the system's, for every client command."
     )
     publish_count: int = Field(
         6000, ge=0, validation_alias=_older_name("PUBLISH_COUNT"), description="Events to send, duplicates included."
@@ -124,6 +183,11 @@ class PublisherSettings(_Settings):
     def topic_names(self) -> list[str]:
         """The topics as a list, without empty names."""
         return [name.strip() for name in self.topics.split(",") if name.strip()]
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Tell whether a setting must not stand on a command line, where every process of the machine can read it."""
+    return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 def environment_names(settings: type[BaseSettings], field_name: str) -> list[str]:

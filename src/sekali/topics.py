@@ -51,18 +51,38 @@ def is_pattern(text: str) -> bool:
 
 @lru_cache(maxsize=256)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression whose ``fullmatch`` is the pattern's match. The pattern must be valid."""
-    expression = ""
+    """Return the regular expression whose ``fullmatch`` is the pattern's match. The pattern must be valid.
+
+    It takes a time proportional to the lengths of pattern and topic multiplied, whatever they are: patterns come from
+    strangers. What stands between two ``**`` is taken where it is found first (an atomic group), because a later place
+    would leave less of the topic to the rest of the pattern.
+    """
     # Each segment brings the slash before it; a leading slash is put before the topic when matching, so that ``**``
     # can stand for no segment at either end.
+    first, *others = (_fixed(part) for part in _parts(pattern))
+    if not others:
+        return re.compile(first, re.ASCII)
+    *between, last = others
+    found = "".join(rf"(?>{_ANY}*?{part}(?![^/]))" for part in between if part)
+    return re.compile(rf"{first}(?![^/]){found}{_ANY}*{last}", re.ASCII)
+
+
+_ANY = rf"(?:/{_SEGMENT}+)"  # possessive with the + that _SEGMENT ends with: a segment is taken whole or not at all
+
+
+def _parts(pattern: str) -> list[list[str]]:
+    """Split a pattern at its ``**``: what stands before, between and behind them."""
+    parts: list[list[str]] = [[]]
     for segment in pattern.split("/"):
         if segment == "**":
-            expression += f"(?:/{_SEGMENT})*"
-        elif segment == "*":
-            expression += f"/{_SEGMENT}"
+            parts.append([])
         else:
-            expression += "/" + re.escape(segment)
-    return re.compile(expression, re.ASCII)
+            parts[-1].append(segment)
+    return parts
+
+
+def _fixed(segments: list[str]) -> str:
+    return "".join(_ANY if segment == "*" else "/" + re.escape(segment) for segment in segments)
 
 
 def matches(pattern: str, topic: str) -> bool:

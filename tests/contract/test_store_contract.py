@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from indexes import weak_hashes
 from sekali.errors import CommitUnknown
 from sekali.event import Verdict
 from sekali.ports import EventStore, Lifetime, Order, Position, Query, StoredEvent
+from sekali.stores import sqlite_read
 from sekali.stores.memory import MemoryStore
 from sekali.stores.sqlite import SqliteStore
 from sekali.testing import DuplicatingStore, FailingStore, FakeClock
+from sekali.topics import matches
 
 TOPICS_MAX = 5
 CONFLICT_BYTES_MAX = 1000
@@ -422,3 +425,80 @@ class TestReading:
         assert seqs(filled, Query(position=Position(100))) == []
         assert seqs(filled, Query(order=Order.TIMESTAMP, position=Position(0, 30))) == [3, 4, 6, 1, 9, 8, 7]
         assert seqs(filled, Query(order=Order.TIMESTAMP, position=Position(4, 30))) == [6, 1, 9, 8, 7]
+
+
+READABLES: list[tuple[str, ...] | None] = [
+    None,
+    (),
+    ("a",),
+    ("a/**",),
+    ("a/*",),
+    ("*",),
+    ("**",),
+    ("**/c",),
+    ("b", "a/b"),
+    ("a/b", "a/*", "*"),
+    ("nothing/**",),
+]
+
+
+class TestReadable:
+    """For a reader that may read some topics, nothing else exists."""
+
+    @pytest.fixture
+    def full(self, store: EventStore, monkeypatch: pytest.MonkeyPatch) -> EventStore:
+        monkeypatch.setattr(sqlite_read, "SCAN_ROWS_MAX", 3)  # so that windows without anything readable come
+        names = ["a", "a/b", "a/c", "ab", "b"]
+        assert len(names) == TOPICS_MAX
+        for number in range(6):
+            rows = [(name, str(number)) for name in names if (number + len(name)) % 3] + [("b", "same")]
+            publish(store, *rows)
+        publish(store, ("a/b", "0"), ("b", "1"), ("a", "0", b"1"), ("b", "same", b"2"), ("a/c", "1", b"3"))
+        assert min(topic.stored for topic in store.topics("", 9)) > 2 and len(store.conflicts(0, 9)) == 3
+        return store
+
+    @pytest.mark.parametrize("readable", READABLES)
+    def test_events(self, full: EventStore, readable: tuple[str, ...] | None) -> None:
+        for order, topic in product(Order, [None, "a", "b", "a/*", "**", "*/c"]):
+            everything = read_all(full, Query(topic=topic, order=order))
+            expected = [event for event in everything if may_read(event.topic, readable)]
+            for limit in (1, 4, 100):
+                query = Query(topic=topic, order=order, limit=limit, readable=readable)
+                assert read_all(full, query) == expected, query
+
+    @pytest.mark.parametrize("readable", READABLES)
+    def test_one_identity(self, full: EventStore, readable: tuple[str, ...] | None) -> None:
+        for topic in ("a", "a/b", "b"):
+            found = read_all(full, Query(topic=topic, event_id="1", readable=readable))
+            assert len(found) == (may_read(topic, readable) and len(read_all(full, Query(topic=topic, event_id="1"))))
+
+    @pytest.mark.parametrize("readable", READABLES)
+    def test_topics_conflicts_and_figures(self, full: EventStore, readable: tuple[str, ...] | None) -> None:
+        topics = [topic for topic in full.topics("", 9) if may_read(topic.topic, readable)]
+        assert full.topics("", 9, readable) == topics
+        assert full.topics("", 1, readable) == topics[:1] and full.topics("a/b", 9, readable) == [
+            topic for topic in topics if topic.topic > "a/b"
+        ]
+        conflicts = [conflict for conflict in full.conflicts(0, 9) if may_read(conflict.topic, readable)]
+        assert full.conflicts(0, 9, readable) == conflicts
+        assert full.conflicts(0, 1, readable) == conflicts[:1] and full.conflicts(1, 9, readable) == [
+            conflict for conflict in conflicts if conflict.number > 1
+        ]
+        summary = full.summary(readable)
+        stored, duplicate, conflict = (
+            sum(getattr(topic, name) for topic in topics) for name in ("stored", "duplicates", "conflicts")
+        )
+        assert summary.lifetime == Lifetime(stored + duplicate + conflict, stored, duplicate, conflict)
+        assert summary.topics_count == len(topics) and summary.log_id == full.summary().log_id
+        assert summary.head == max((topic.last_seq for topic in topics), default=0)
+
+    def test_the_readable_are_worth_asking_for(self, full: EventStore) -> None:
+        sizes = {len(read_all(full, Query(readable=readable))) for readable in READABLES}
+        assert 0 in sizes and len(sizes) > 5, sizes
+
+    def test_all_that_is_readable_is_all_there_is(self, full: EventStore) -> None:
+        assert full.summary(("**",)) == full.summary()
+
+
+def may_read(topic: str, readable: tuple[str, ...] | None) -> bool:
+    return readable is None or any(matches(pattern, topic) for pattern in readable)

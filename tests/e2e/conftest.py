@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,8 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     """Start servers for one test: ``launch(db_path=..., faults=..., QUEUE_EVENTS_MAX=...)``."""
     with ExitStack() as stack:
 
-        def start(
-            db_path: Path | None = None, *, faults: str | None = None, start: bool = True, **settings: object
-        ) -> ServerProcess:
-            process = ServerProcess(db_path or tmp_path / "store.db", faults=faults, start=start, **settings)
+        def start(db_path: Path | None = None, **options: Any) -> ServerProcess:
+            process = ServerProcess(db_path or tmp_path / "store.db", **options)
             stack.callback(process.close)
             return process
 

@@ -1,27 +1,26 @@
-"""The server with a fault in its store: ``python faults.py KIND``, settings from the environment as ever.
+"""The server with a fault in its store: ``python -m e2e.faults KIND``, settings from the environment as ever.
 
 Faults that can be turned on and off are on while the file named by ``FAULT_FILE`` is there.
 """
 
-import os
-import signal
+import asyncio
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from sekali import service
+from e2e.points import FAULT_FILE, RUN_KEYS, open_with_points
+from sekali import consumer, service, writer
+from sekali.api import publish
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
 from sekali.stores.sqlite import SqliteStore
-from sekali.testing import DuplicatingStore, FailingStore, HookedStore, WrappedStore
+from sekali.testing import DuplicatingStore, FailingStore, WrappedStore
 
-FAULT_FILE = Path(os.environ["FAULT_FILE"])
 SLOW_COMMIT_S = 0.1
-RUN_KEYS = 16
+OWED_GROUPS_MAX = 10
 
 
 class FailsWhileTold(FailingStore):
@@ -63,14 +62,54 @@ class RebuildHeldWhileTold(WrappedStore):
         super().recover(report)
 
 
-def _open_with_small_runs(settings: ServerSettings) -> EventStore:
+class AcknowledgesBeforeCommit(WrappedStore):
+    """Gives the verdicts at once and commits now and then, as a server would that syncs by the clock.
+
+    A kill loses what was acknowledged last: tests that look for loss must find it here.
+    """
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store)
+        self._owed: list[Any] = []
+
+    def recover(self, progress: Progress = no_progress) -> None:
+        self._owed = []
+        super().recover(progress)
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        self._owed += prepared
+        if len(self._owed) >= OWED_GROUPS_MAX:
+            owed, self._owed = self._owed, []
+            super().commit(owed)
+        return [verdicts for one in prepared for verdicts in one.verdicts]
+
+
+def _open_with_small_runs(settings: ServerSettings) -> SqliteStore:
     """Open a store in which a few events already make runs of the dedup index, and merges of runs."""
     return SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max, run_keys=RUN_KEYS)
 
 
-def _die_while_told(_: int) -> None:
-    if FAULT_FILE.exists():
-        os.kill(os.getpid(), signal.SIGKILL)
+def _open_and_lack_memory(settings: ServerSettings) -> EventStore:
+    """Let memory be lacking at one step of a request, which is the text of the file."""
+    api_publish: Any = publish  # what is replaced is not meant to be
+    decode, feed = api_publish.decode_json, api_publish.PublishRequest.feed
+
+    def lack_memory_to(step: str) -> None:
+        if FAULT_FILE.exists() and FAULT_FILE.read_text() == step:
+            raise MemoryError
+
+    def decode_or_fail(*arguments: Any, **options: Any) -> Any:
+        lack_memory_to("decode")
+        return decode(*arguments, **options)
+
+    def feed_or_fail(self: Any, data: bytes) -> None:
+        lack_memory_to("read")
+        asyncio.get_running_loop().call_soon(lack_memory_to, "go on")
+        feed(self, data)
+
+    api_publish.decode_json = decode_or_fail
+    api_publish.PublishRequest.feed = feed_or_fail
+    return service.open_store(settings)
 
 
 STORES: dict[str, Callable[[EventStore], EventStore]] = {
@@ -78,19 +117,30 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "failing-after-commit": lambda store: FailsWhileTold(store, after_commit=True),
     "slow": SlowWhileTold,
     "held": HeldWhileTold,
-    "killed-after-commit": lambda store: HookedStore(store, _die_while_told),
+    "acknowledges-before-commit": AcknowledgesBeforeCommit,
+    "points": WrappedStore,
+    "no-memory": WrappedStore,
     "duplicating": DuplicatingStore,
     "small-runs": WrappedStore,
     "held-rebuild": RebuildHeldWhileTold,
+    "few-probes": WrappedStore,
+    "hanging": HeldWhileTold,
 }
 OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
     "small-runs": _open_with_small_runs,
     "held-rebuild": _open_with_small_runs,
+    "points": open_with_points,
+    "no-memory": _open_and_lack_memory,
 }
 
 
 def main() -> int:
     kind = sys.argv[1]
+    if kind == "few-probes":
+        writer.PROBE_INTERVAL_S = 0.01
+    if kind == "hanging":
+        consumer.COMMIT_TIMEOUT_S = 0.1
+        consumer.LOOK_INTERVAL_S = 0.01
     open_store = OPEN.get(kind, service.open_store)
     return service.serve(ServerSettings(), lambda settings: STORES[kind](open_store(settings)))
 

@@ -4,16 +4,17 @@ import json
 import os
 import queue
 import random
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Protocol, Self
 from urllib.parse import urlencode
 
 import urllib3
@@ -21,7 +22,7 @@ import urllib3
 DEADLINE_S = 30.0  # only ever reached by a test that fails
 NDJSON = "application/x-ndjson"
 SEKALI = Path(sys.executable).with_name("sekali")
-FAULTS = Path(__file__).with_name("faults.py")
+TESTS = Path(__file__).parents[1]
 _OLDER_NAMES = {
     "DB_PATH",
     "CONSUMER_WORKERS",
@@ -41,11 +42,13 @@ def clean_environment(**settings: object) -> dict[str, str]:
     return kept | {f"SEKALI_{name}": str(value) for name, value in settings.items()}
 
 
-def run_sekali(*arguments: object, timeout_s: float = 2 * DEADLINE_S) -> subprocess.CompletedProcess[str]:
-    """Run a command of the command line to its end."""
+def run_sekali(
+    *arguments: object, timeout_s: float = 2 * DEADLINE_S, **settings: object
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the command line to its end, with settings by upper-case name."""
     return subprocess.run(
         [SEKALI, *map(str, arguments)],
-        env=clean_environment(),
+        env=clean_environment(**settings),
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -117,9 +120,14 @@ def _not_json(name: str) -> None:
 class Client:
     """HTTP without retries: what the server answers is what the test gets. Safe for many threads."""
 
-    def __init__(self, url: str, connections: int = 40, timeout_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, url: str, connections: int = 40, timeout_s: float = DEADLINE_S, key: str | None = None, **options: Any
+    ) -> None:
         self.url = url
-        self._pool = urllib3.connection_from_url(url, maxsize=connections, block=True, retries=False, timeout=timeout_s)
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._pool = urllib3.connection_from_url(
+            url, maxsize=connections, block=True, retries=False, timeout=timeout_s, **options
+        )
 
     def request(
         self,
@@ -132,7 +140,8 @@ class Client:
     ) -> Response:
         fields = None if params is None else {name: str(value) for name, value in params.items()}
         target = path if fields is None else f"{path}?{urlencode(fields)}"
-        return Response(self._pool.urlopen(method, target, body=body, headers=headers, redirect=False))
+        sent = self._headers | dict(headers or {})
+        return Response(self._pool.urlopen(method, target, body=body, headers=sent, redirect=False))
 
     def publish(self, document: Any, prefer: str | None = None) -> Response:
         """Publish a JSON document, or bytes as they are."""
@@ -180,7 +189,8 @@ class Client:
     def stream(self, **params: object) -> Iterator[urllib3.BaseHTTPResponse]:
         """Open an NDJSON stream and leave its body unread."""
         target = "/events?" + urlencode({name: str(value) for name, value in params.items()})
-        response = self._pool.urlopen("GET", target, headers={"Accept": NDJSON}, preload_content=False)
+        sent = self._headers | {"Accept": NDJSON}
+        response = self._pool.urlopen("GET", target, headers=sent, preload_content=False)
         try:
             assert response.status == 200
             yield response
@@ -190,6 +200,13 @@ class Client:
     def stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = self.get_json("/stats")
         return stats
+
+    def metric(self, name: str) -> float:
+        """Return the value of a metric without labels."""
+        for line in self.get("/metrics").data.decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[1])
+        raise AssertionError(f"there is no metric {name}")
 
     def topic(self, name: str) -> dict[str, Any]:
         """Return a topic's line of /topics."""
@@ -203,21 +220,47 @@ class Client:
         self._pool.close()
 
 
+class Process(Protocol):
+    """A process, as ``subprocess.Popen`` has it. ``wait`` raises ``subprocess.TimeoutExpired``."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
 class ServerProcess:
     """A server as a process of its own, on a free port: another one each time it starts, unless ``PORT`` is given.
 
     ``settings`` are the server's, by upper-case name. ``faults`` names one of the stores in ``faults.py``, which does
-    harm while ``fault_file`` exists.
+    harm while ``fault_file`` exists, or at a point of ``points.py`` that is armed. ``wrapper`` is a command that runs
+    the server's command, which is put behind it; ``environment`` is added to its own.
     """
 
-    def __init__(self, db_path: Path, *, faults: str | None = None, start: bool = True, **settings: object) -> None:
+    def __init__(
+        self,
+        db_path: Path,
+        *,
+        faults: str | None = None,
+        start: bool = True,
+        wrapper: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+        **settings: object,
+    ) -> None:
         self.db_path = db_path
+        self.wrapper = wrapper
+        self.environment = environment or {}
         self.fault_file = db_path.with_name(db_path.name + ".fault")
+        self.hit_file = db_path.with_name(db_path.name + ".fault.hit")
         self.settings = {"HOST": "127.0.0.1", "PORT": 0} | settings
         self.faults = faults
+        self.options: list[str] = []  # of the command line
         self.log: list[dict[str, Any]] = []
         self.exit_code: int | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         if start:
             self.start()
 
@@ -241,18 +284,28 @@ class ServerProcess:
     def launch(self) -> None:
         """Start the process and wait for nothing."""
         assert self._process is None, "it runs already"
-        command = [str(SEKALI), "serve"] if self.faults is None else [sys.executable, str(FAULTS), self.faults]
-        environment = clean_environment(DB_PATH=self.db_path, **self.settings) | {"FAULT_FILE": str(self.fault_file)}
+        environment = clean_environment(DB_PATH=self.db_path, **self.settings) | self.environment
+        if self.faults is None:
+            command = [str(SEKALI), "serve", *self.options]
+        else:
+            command = [sys.executable, "-m", "e2e.faults", self.faults]
+            environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+            environment["FAULT_FILE"] = str(self.fault_file)
         self.log.clear()
         self.exit_code = None
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._process, stderr = self._run([*self.wrapper, *command], environment)
+        self._reader = threading.Thread(target=self._read_log, args=(stderr,), daemon=True)
         self._reader.start()
 
-    def _read_log(self) -> None:
-        assert self._process is not None and self._process.stderr is not None
-        with self._process.stderr as stderr:
+    def _run(self, command: list[str], environment: dict[str, str]) -> tuple[Process, IO[bytes]]:
+        """Start the process; return it, and what it writes to standard error."""
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        return process, process.stderr
+
+    def _read_log(self, stderr: IO[bytes]) -> None:
+        with stderr:
             for line in stderr:
                 try:
                     entry = json.loads(line)
@@ -274,6 +327,16 @@ class ServerProcess:
             if line["event"] == event:
                 return line
 
+    def arm(self, point: str) -> None:
+        """Let the server die by SIGKILL when it next comes to a point of ``points.py``."""
+        self.hit_file.unlink(missing_ok=True)
+        self.fault_file.write_text(point)
+
+    def wait_for_hit(self, point: str) -> None:
+        """Wait until it has died at the point that was armed, and nowhere else."""
+        assert self.wait() == -signal.SIGKILL, self.log[-20:]
+        assert self.hit_file.read_text() == point, "it did not die where it should"
+
     @property
     def pid(self) -> int:
         assert self._process is not None
@@ -292,6 +355,11 @@ class ServerProcess:
     def resident_bytes_peak(self) -> int:
         """The most that it ever had there."""
         return self._memory_bytes("VmHWM:")
+
+    @property
+    def address_space_bytes(self) -> int:
+        """The addresses that it has asked for, which is what RLIMIT_AS limits."""
+        return self._memory_bytes("VmSize:")
 
     def _memory_bytes(self, name: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()

@@ -145,7 +145,7 @@ def test_body_over_the_byte_budget_is_refused_before_it_is_read(launch: Launch) 
     server = launch(QUEUE_BYTES_MAX=10_000, BODY_BYTES_MAX=10_000, EVENT_BYTES_MAX=10_000)
 
     def head(length: int) -> bytes:
-        return f"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n".encode()
+        return f"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
 
     text = json.dumps([event("budget", "1")]).encode()
     first = text + b" " * (9_000 - len(text))
@@ -160,7 +160,7 @@ def test_body_over_the_byte_budget_is_refused_before_it_is_read(launch: Launch) 
         small = json.dumps(event("budget", "2")).encode()
         assert server.http.publish(small).status == 200, "what fits is taken"
         with RawConnection(server.port) as chunked:  # a body that does not say its length is refused while it comes
-            chunked.send(b"POST /publish HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+            chunked.send(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
             chunked.send(b"7d0\r\n" + b" " * 2_000 + b"\r\n")
             assert chunked.receive_answer().startswith(b"HTTP/1.1 503 ")
         holder.send(first[10:])
@@ -173,7 +173,7 @@ def test_bytes_of_publishers_that_leave_are_given_back(launch: Launch) -> None:
     server = launch(QUEUE_BYTES_MAX=10_000, BODY_BYTES_MAX=10_000, EVENT_BYTES_MAX=10_000)
     for _ in range(5):
         with RawConnection(server.port) as connection:
-            connection.send(b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n[")
+            connection.send(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n[")
             wait_until(lambda: b"sekali_queue_bytes 9000.0" in server.http.get("/metrics").data, "it is read")
         wait_until(lambda: b"sekali_queue_bytes 0.0" in server.http.get("/metrics").data, "the bytes are given back")
     assert server.http.publish(event("left", "1")).status == 200
@@ -183,7 +183,7 @@ def test_answers_that_are_not_read_do_not_stop_the_others(launch: Launch) -> Non
     """One that pipelines requests and reads nothing back: memory stays bounded, and others are served."""
     server = launch()
     body = json.dumps([event("mute", f"{n}") for n in range(1000)]).encode()
-    request = b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    request = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     with RawConnection(server.port, receive_buffer_bytes=4096) as mute:
         mute.socket.settimeout(1)
         sent = 0

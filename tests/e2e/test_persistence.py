@@ -12,6 +12,7 @@ import urllib3
 
 from e2e.conftest import Launch
 from e2e.server import Client, RawConnection, ServerProcess, event, in_parallel, run_sekali, verify, wait_until
+from sekali.cli.server import EXIT_CANNOT_START
 
 BATCH = [event("kept/a", "1"), event("kept/a", "2"), event("kept/b", "1"), event("kept/a", "1")]
 CONFLICT = [event("kept/a", "1", payload="other")]
@@ -74,14 +75,13 @@ def test_cursor_survives_a_restart(launch: Launch) -> None:
 
 
 def test_killed_between_commit_and_answer_the_retry_is_a_duplicate(launch: Launch) -> None:
-    server = launch(faults="killed-after-commit")
+    server = launch(faults="points")
     assert server.http.publish(BATCH[:1]).outcomes == ["stored"]
-    server.fault_file.touch()
+    server.arm("between commit and answer")
     batch = [event("killed", f"{number}") for number in range(100)]
     with pytest.raises(urllib3.exceptions.ProtocolError):
         server.http.publish(batch)
-    assert server.wait() == -signal.SIGKILL, "the fault did not happen"
-    server.fault_file.unlink()
+    server.wait_for_hit("between commit and answer")
     server.start()
     answer = server.http.publish(batch)
     assert answer.outcomes == ["duplicate"] * 100 and answer.seqs == list(range(2, 102))
@@ -248,7 +248,9 @@ def test_sigterm_with_a_commit_that_never_ends_exits_within_the_deadline(launch:
     server.fault_file.touch()
     with RawConnection(server.port) as connection:
         body = json.dumps(event("held", "1")).encode()
-        connection.send(b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        connection.send(
+            b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
         wait_until(lambda: server.http.stats()["queue_depth"] == 1, "it is accepted")
         assert server.terminate() == 1
         assert b" 200 " not in connection.receive_all()
@@ -257,23 +259,51 @@ def test_sigterm_with_a_commit_that_never_ends_exits_within_the_deadline(launch:
 def test_idle_and_half_sent_requests_do_not_keep_the_server_from_stopping(launch: Launch) -> None:
     server = launch(STOP_TIMEOUT_S=1)
     with RawConnection(server.port), RawConnection(server.port) as halfway:
-        halfway.send(b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n[")
+        halfway.send(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n[")
         assert server.http.get("/healthz").status == 200
         assert server.terminate() == 0, server.log
 
 
-def test_second_server_on_the_same_file_refuses(launch: Launch) -> None:
+@pytest.mark.parametrize("path", ["store.db", "same-folder/store.db", "link.db"])
+def test_second_server_on_the_same_file_refuses(launch: Launch, tmp_path: Path, path: str) -> None:
     server = launch()
-    second = launch(server.db_path, start=False)
+    (tmp_path / "same-folder").symlink_to(tmp_path)
+    (tmp_path / "link.db").symlink_to(server.db_path)
+    second = launch(tmp_path / path, start=False)
     second.launch()
-    assert second.wait() not in {0, None}
+    assert second.wait() == EXIT_CANNOT_START
     message = "".join(line["event"] for line in second.log)
-    assert str(server.db_path) in message.replace("\n", "") and "in use" in message, message
+    assert "store.db is in use by another sekali process" in message.replace("\n", ""), message
     assert "Traceback" not in message
     assert server.http.publish(event("alone", "1")).status == 200
     server.kill()
     second.start()
     assert second.http.publish(event("alone", "1")).outcomes == ["duplicate"], "a killed server leaves no lock"
+    assert second.terminate() == 0
+    assert verify(second.db_path)["events"] == 1
+
+
+def test_sigterm_and_then_sigkill_loses_nothing_acknowledged(launch: Launch) -> None:
+    """Whoever stops servers waits for a while and then kills: here while it still commits what it accepted."""
+    server = launch(faults="held")
+    load = _Load(server.http)
+    wait_until(lambda: len(load.statuses) >= 50, "load")
+    server.fault_file.touch()
+    wait_until(lambda: server.http.stats()["queue_depth"] >= 20, "a commit is held back")
+    server.signal(signal.SIGTERM)
+    server.wait_for_log("stopping")
+    assert not server.ends_within(0.2), "it did not wait for the commit"
+    server.kill()
+    assert server.exit_code == -signal.SIGKILL
+    load.end()
+    assert load.unanswered and len(load.acknowledged) >= 1000
+    server.fault_file.unlink()
+    server.start()
+    stored = _stored_ids(server.http)
+    assert load.acknowledged.items() <= stored.items()
+    assert stored.keys() <= load.acknowledged.keys() | set(load.unanswered)
+    assert server.terminate() == 0
+    verify(server.db_path)
 
 
 def test_taken_port_is_a_clear_message(launch: Launch, tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_unknown_path_is_404_and_never_a_redirect(http: Client, path: str) -> No
 
 
 def _post_head(length: str, extra: str = "") -> bytes:
-    return f"POST /publish HTTP/1.1\r\nHost: a\r\n{extra}{length}\r\n\r\n".encode()
+    return f"POST /publish HTTP/1.1\r\nHost: localhost\r\n{extra}{length}\r\n\r\n".encode()
 
 
 def test_slow_body_is_408(tight: ServerProcess) -> None:
@@ -497,9 +497,9 @@ def test_known_content_types(http: Client, topic: str, headers: dict[str, str]) 
 @pytest.mark.parametrize(
     "head",
     [
-        b"POST /publish HTTP/1.1\r\nHost: a\r\nX-Large: " + b"x" * 100_000 + b"\r\n\r\n",
-        b"POST /publish HTTP/1.1\r\nHost: a\r\n" + b"X-Many: 1\r\n" * 5000 + b"\r\n",
-        b"GET /events?topic=" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\n" + b"X-Many: 1\r\n" * 5000 + b"\r\n",
+        b"GET /events?topic=" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=["one large", "many", "address"],
 )
@@ -512,7 +512,7 @@ def test_too_large_header_is_431(server: ServerProcess, head: bytes) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [b"POST /publish HTTP/1.1\r\nHost: a\r\nX-Endless: ", b"GET /", b"GET / HTTP/1.1\r\nX-Endless"],
+    [b"POST /publish HTTP/1.1\r\nHost: localhost\r\nX-Endless: ", b"GET /", b"GET / HTTP/1.1\r\nX-Endless"],
     ids=["value", "address", "name"],
 )
 def test_header_without_an_end_is_431_and_is_not_collected(server: ServerProcess, head: bytes) -> None:
@@ -536,10 +536,11 @@ def test_header_without_an_end_is_431_and_is_not_collected(server: ServerProcess
     "request_bytes",
     [
         b"nonsense\r\n\r\n",
-        b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-        b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-        b"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\n",
     ],
     ids=["nonsense", "length no number", "negative length", "two lengths", "length and chunks"],
 )

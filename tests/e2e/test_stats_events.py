@@ -17,8 +17,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.conftest import Launch
+from e2e.openapi import Contract
 from e2e.server import Client, ServerProcess, event, wait_until
 from sekali.metrics import METRICS
+from stored import put_back
 
 ORDERS = ["seq", "-seq", "timestamp", "-timestamp"]
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6}|\.\d{9})?Z")
@@ -425,7 +427,7 @@ def test_cursor_above_the_head_is_410(launch: Launch) -> None:
     assert [server.http.get(str(address)).status for address in addresses] == [200] * 5
     assert server.terminate() == 0
     assert not server.db_path.with_name(server.db_path.name + "-wal").exists()
-    shutil.copy(older, server.db_path)
+    put_back(older, server.db_path)
     server.start()
     statuses = {str(address): server.http.get(str(address)).status for address in addresses}
     assert statuses == dict.fromkeys(statuses, 410)
@@ -539,46 +541,6 @@ ROUTES = {
     ("post", "/exists"),
     ("get", "/metrics"),
 }
-
-
-class Contract:
-    """The OpenAPI document of a server, held against its answers."""
-
-    def __init__(self, http: Client) -> None:
-        self.document = http.get_json("/openapi.json")
-
-    def check(self, response: Any, method: str, path: str) -> None:
-        """Validate an answer against what the document says of its route, status and content type."""
-        responses = self.document["paths"][path][method]["responses"]
-        assert str(response.status) in responses, f"{method} {path} does not document {response.status}"
-        content = responses[str(response.status)]["content"]
-        media_type = response.headers["Content-Type"].partition(";")[0]
-        assert media_type in content, f"{method} {path} {response.status} does not document {media_type}"
-        if "json" in media_type and "ndjson" not in media_type:
-            self.validate(content[media_type]["schema"], response.json())
-
-    def validate(self, schema: dict[str, Any], document: Any) -> None:
-        whole = schema | {"components": self.document["components"]}
-        jsonschema_rs.Draft202012Validator(whole).validate(document)
-        unknown = set(_undocumented(schema, document, self.document["components"]["schemas"]))
-        assert not unknown, f"not documented: {unknown}"
-
-
-def _undocumented(schema: dict[str, Any], document: Any, schemas: dict[str, Any]) -> Iterator[str]:
-    """Name the members that an object has and its schema does not, where the schema does not say that it is open."""
-    if "$ref" in schema:
-        schema = schemas[schema["$ref"].rpartition("/")[2]]
-    if isinstance(document, list) and "items" in schema:
-        for item in document:
-            yield from _undocumented(schema["items"], item, schemas)
-    elif "anyOf" in schema:
-        yield from min((list(_undocumented(option, document, schemas)) for option in schema["anyOf"]), key=len)
-    elif isinstance(document, dict) and "properties" in schema and schema.get("additionalProperties") is not True:
-        for name, value in document.items():
-            if name in schema["properties"]:
-                yield from _undocumented(schema["properties"][name], value, schemas)
-            else:
-                yield name
 
 
 def test_openapi_has_every_route_and_method(http: Client) -> None:

@@ -16,7 +16,7 @@ from e2e.server import NDJSON, RawConnection, ServerProcess, event, verify
 MIB = 1024 * 1024
 EVENTS, PAYLOAD_BYTES = 20_000, 3_000
 FINAL_CHUNK = b"\r\n0\r\n\r\n"
-STREAM = f"GET /events HTTP/1.1\r\nHost: a\r\nAccept: {NDJSON}\r\n\r\n".encode()
+STREAM = f"GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: {NDJSON}\r\n\r\n".encode()
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from model.test_store_model import StoreMachine, event_ids, topics
 from sekali.errors import Unavailable
 from sekali.event import Batch
 from sekali.ports import Query
+from sekali.stores.folder import index_folder
 from sekali.stores.memory import MemoryStore
-from sekali.stores.sqlite_file import index_folder
+from stored import put_back
 
 RECOVERIES_MAX = 20  # each makes a damaged run good
 
@@ -124,7 +125,7 @@ class IndexMachine(StoreMachine):
         assert self.saved_log is not None
         self.store.close()
         saved, self.model._state = self.saved_log[0], deepcopy(self.saved_log[1])  # type: ignore[attr-defined]
-        shutil.copy(saved, self.path)
+        put_back(saved, self.path)
         self.store = self.open(self.path)
 
 

@@ -28,6 +28,7 @@ event_ids = st.sampled_from(["1", "2", "é", "x y"])
 payloads = st.sampled_from([b"1", b"1.0", b"true", b'{"a":1,"b":2}', b'{"b":2.0,"a":1}', b"[]", b'"%s"' % (b"x" * 30)])
 sources = st.sampled_from(["", "host"])
 times = st.integers(-3, 3)
+readables = st.none() | st.lists(st.sampled_from(["a", "a/*", "a/**", "**/c", "b", "**", "t5"]), max_size=3).map(tuple)
 events = st.tuples(topics, event_ids, payloads, sources, times, st.none() | st.integers(-(2**63), 2**63 - 1))
 batches = st.lists(events, max_size=6)
 
@@ -131,6 +132,7 @@ class StoreMachine(RuleBasedStateMachine):
         after=st.integers(0, 5),
         order=st.sampled_from(Order),
         limit=st.integers(1, 4),
+        readable=readables,
     )
     def query(
         self,
@@ -141,9 +143,26 @@ class StoreMachine(RuleBasedStateMachine):
         after: int,
         order: Order,
         limit: int,
+        readable: tuple[str, ...] | None,
     ) -> None:
-        query = Query(topic=topic, source=source, since_ns=since, until_ns=until, after=after, order=order, limit=limit)
+        query = Query(
+            topic=topic,
+            source=source,
+            since_ns=since,
+            until_ns=until,
+            after=after,
+            order=order,
+            limit=limit,
+            readable=readable,
+        )
         assert read_all(self.store, query) == read_all(self.model, query)
+
+    @rule(readable=readables, after=st.integers(0, 3))
+    def what_some_may_read(self, readable: tuple[str, ...] | None, after: int) -> None:
+        assert self.store.topics("a", 2, readable) == self.model.topics("a", 2, readable)
+        assert self.store.conflicts(after, 3, readable) == self.model.conflicts(after, 3, readable)
+        ours, theirs = self.store.summary(readable), self.model.summary(readable)
+        assert (ours.head, ours.topics_count, ours.lifetime) == (theirs.head, theirs.topics_count, theirs.lifetime)
 
     @rule(topic=topics, asked=st.lists(event_ids, max_size=4))
     def missing(self, topic: str, asked: list[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sekali.cli import app
-from sekali.cli.output import escape_controls
+from sekali.printable import escape_controls
 
 
 @given(st.text())

@@ -11,7 +11,7 @@ import pytest
 
 from batches import DUPLICATE, STORED, batch
 from sekali.consumer import Consumer
-from sekali.errors import CommitUnknown, QueueFull, SekaliError, StoreBroken, Unavailable
+from sekali.errors import CommitUnknown, DiskFull, QueueFull, SekaliError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, Query, no_progress
@@ -23,11 +23,10 @@ def memory() -> MemoryStore:
     return MemoryStore(FakeClock(), topics_max=100)
 
 
-@asynccontextmanager
-async def running(
-    store: EventStore, *, workers: int = 0, queue_events_max: int = 1000, commit_events_max: int = 100
-) -> AsyncIterator[Consumer]:
-    consumer = Consumer(
+def make(
+    store: EventStore, *, workers: int = 0, queue_events_max: int = 1000, commit_events_max: int = 100, **options: Any
+) -> Consumer:
+    return Consumer(
         store,
         Metrics(time.monotonic),
         time.monotonic,
@@ -35,7 +34,13 @@ async def running(
         queue_events_max=queue_events_max,
         commit_events_max=commit_events_max,
         commit_wait_ms_max=0,
+        **options,
     )
+
+
+@asynccontextmanager
+async def running(store: EventStore, **options: Any) -> AsyncIterator[Consumer]:
+    consumer = make(store, **options)
     consumer.start()
     await consumer.ready.wait()
     try:
@@ -151,7 +156,7 @@ def test_a_failed_commit_is_unknown_and_the_retry_settles_it(after_commit: bool)
 
 
 def test_in_trouble_everything_is_refused_at_once_until_a_probe_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.001)
 
     async def test() -> None:
         failing = FailingStore(memory(), failures_left=10**9)
@@ -189,7 +194,7 @@ def test_what_is_in_line_when_a_commit_fails_is_answered_and_not_lost_in_silence
 
 
 def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.001)
 
     async def test() -> None:
         failing = FailingStore(memory(), failures_left=4)
@@ -205,7 +210,7 @@ def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch:
 
 
 def test_a_store_that_cannot_recover_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekali.consumer.PROBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.001)
 
     class Broken(FailingStore):
         recoveries = 0  # the first is that of the start
@@ -313,3 +318,191 @@ def test_no_thread_stays_behind() -> None:
 
     run(test)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("sekali-w")]
+
+
+class FullDisk(WrappedStore):
+    """Has no room while ``full``; counts recoveries."""
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store)
+        self.full = False
+        self.refused = 0
+        self.recoveries = 0
+
+    def prepare(self, batches: Sequence[Batch]) -> Any:
+        if self.full:
+            self.refused += 1
+            raise DiskFull("no room")
+        return super().prepare(batches)
+
+    def recover(self, progress: Progress = no_progress) -> None:
+        self.recoveries += 1
+        super().recover(progress)
+
+
+def test_a_full_disk_is_waited_for_without_a_recovery_and_for_as_long_as_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sekali.writer.PROBES_MAX", 3)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.0001)
+
+    async def test() -> None:
+        store = FullDisk(memory())
+        gave_up: list[str] = []
+        async with running(store, on_give_up=gave_up.append) as consumer:
+            assert await publish(consumer, ("a", "1")) == [STORED]
+            store.full = True
+            with pytest.raises(DiskFull):
+                await publish(consumer, ("a", "2"))
+            with pytest.raises(Unavailable, match="no room"):
+                await publish(consumer, ("a", "3"))
+            assert consumer.trouble == "no room"
+            await eventually(lambda: store.refused > 20)
+            store.full = False
+            await eventually(lambda: consumer.trouble is None)
+            assert await publish(consumer, ("a", "1"), ("a", "2"), ("a", "3")) == [DUPLICATE, STORED, STORED]
+        assert (store.recoveries, gave_up) == (1, [])
+
+    run(test)
+
+
+def test_what_was_prepared_while_the_disk_was_full_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group behind one that had no room was judged; it is refused, so the store has to start over."""
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.0001)
+    monkeypatch.setattr("sekali.consumer.GROUPS_AHEAD_MAX", 3)
+
+    async def test() -> None:
+        store = FullDisk(memory())
+        gated = GatedStore(store)
+        async with running(gated, commit_events_max=1) as consumer:
+            first = asyncio.create_task(publish(consumer, ("a", "1")))
+            await asyncio.to_thread(gated.reached.wait)
+            store.full = True
+            second = asyncio.create_task(publish(consumer, ("a", "2")))
+            await eventually(lambda: store.refused == 1)
+            store.full = False
+            third = asyncio.create_task(publish(consumer, ("a", "3")))
+            await eventually(lambda: consumer.events_waiting == 3)
+            await asyncio.sleep(0)
+            gated.gate.set()
+            assert await first == [STORED]
+            for task in (second, third):
+                with pytest.raises(Unavailable):
+                    await task
+            await eventually(lambda: consumer.trouble is None)
+            assert await publish(consumer, ("a", "3")) == [STORED]
+        assert store.recoveries == 2
+
+    run(test)
+
+
+@pytest.mark.parametrize("failing", ["commit", "recover"])
+def test_after_a_number_of_failures_it_gives_up_once_and_says_why(
+    failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekali.writer.PROBES_MAX", 5)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.0001)
+
+    class Fails(WrappedStore):
+        broken = False
+        failed = 0
+
+        def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+            if self.broken:
+                self.failed += failing == "commit"
+                raise CommitUnknown("the disk fails")
+            return super().commit(prepared)
+
+        def recover(self, progress: Progress = no_progress) -> None:
+            if self.broken and failing == "recover":
+                self.failed += 1
+                raise StoreBroken("the disk fails")
+            super().recover(progress)
+
+    async def test() -> None:
+        store = Fails(memory())
+        gave_up: list[str] = []
+        later: list[SekaliError | None] = []
+        async with running(store, on_give_up=gave_up.append) as consumer:
+            assert await publish(consumer, ("a", "1")) == [STORED]
+            store.broken = True
+            consumer.submit(batch(("a", "kept")), 0, lambda verdicts, failure: later.append(failure), keep=True)
+            with pytest.raises(CommitUnknown, match="the disk fails"):
+                await publish(consumer, ("a", "2"))
+            await eventually(lambda: bool(gave_up))
+            with pytest.raises(Unavailable, match="the disk fails"):
+                await publish(consumer, ("a", "3"))
+            assert consumer.trouble == "the disk fails"
+            failed = store.failed
+        assert gave_up == ["the disk fails"]
+        # The first failure is no probe.
+        assert store.failed == failed == (6 if failing == "commit" else 5)
+        assert [type(failure) for failure in later] == [Unavailable]
+        assert consumer.events_waiting == 0
+
+    run(test)
+
+
+def test_now_and_then_a_failure_is_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.writer.PROBES_MAX", 3)
+    monkeypatch.setattr("sekali.writer.PROBE_INTERVAL_S", 0.0001)
+
+    async def test() -> None:
+        store = FailingStore(memory())
+        gave_up: list[str] = []
+        async with running(store, on_give_up=gave_up.append) as consumer:
+            for number in range(10):
+                store.failures_left = 3
+                with pytest.raises(CommitUnknown):
+                    await publish(consumer, ("a", str(number)))
+                await eventually(lambda: consumer.trouble is None)
+        assert (store.failed, gave_up) == (30, [])
+
+    run(test)
+
+
+def test_a_commit_that_hangs_keeps_nobody_waiting_and_its_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.consumer.LOOK_INTERVAL_S", 0.001)
+    monkeypatch.setattr("sekali.consumer.COMMIT_TIMEOUT_S", 0.01)
+
+    async def test() -> None:
+        gated = GatedStore(memory())
+        later: list[SekaliError | None] = []
+        async with running(gated) as consumer:
+            with pytest.raises(CommitUnknown, match="the disk of the store does not answer"):
+                await publish(consumer, ("a", "1"))
+            assert consumer.trouble is not None and "does not answer" in consumer.trouble
+            with pytest.raises(Unavailable, match="does not answer"):
+                await publish(consumer, ("a", "2"))
+            assert consumer.events_waiting == 1  # until the commit ends, it takes its room
+            gated.gate.set()
+            await eventually(lambda: consumer.trouble is None)
+            assert await publish(consumer, ("a", "1"), ("a", "2")) == [DUPLICATE, STORED]
+            assert consumer.events_waiting == 0 and consumer.oldest_waiting_s == 0
+            # What is kept is told once it is committed, however long that took.
+            gated.gate.clear()
+            consumer.submit(batch(("a", "kept")), 0, lambda verdicts, failure: later.append(failure), keep=True)
+            await eventually(lambda: consumer.trouble is not None)
+            assert later == []
+            gated.gate.set()
+            await eventually(lambda: later == [None])
+
+    run(test)
+
+
+def test_without_its_writer_the_consumer_says_so_and_gives_up() -> None:
+    async def test() -> None:
+        class Breaks(WrappedStore):
+            def recover(self, progress: Progress = no_progress) -> None:
+                raise ZeroDivisionError
+
+        gave_up: list[str] = []
+        consumer = make(Breaks(memory()), on_give_up=gave_up.append)
+        consumer.start()
+        await eventually(lambda: bool(gave_up))
+        assert "ZeroDivisionError" in gave_up[0]
+        with pytest.raises(Unavailable, match="ZeroDivisionError"):
+            await publish(consumer, ("a", "1"))
+        assert await consumer.stop(30)
+
+    run(test)

@@ -13,14 +13,15 @@ from e2e.server import wait_until
 from indexes import DEADLINE_S, run_ranges
 from sekali.errors import CommitUnknown, StoreBroken, Unavailable
 from sekali.event import Outcome
-from sekali.ports import Query
+from sekali.ports import Query, no_progress
 from sekali.stores.dedup import FROZEN_MAX
+from sekali.stores.folder import index_folder
 from sekali.stores.index_files import Files
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
 from sekali.stores.sqlite_backup import backup
-from sekali.stores.sqlite_file import index_folder
-from sekali.testing import WRITING, FailingStore, FakeClock, FaultyFiles
+from sekali.testing import WRITING, FailingStore, FakeClock, FaultyDisk
+from stored import put_back
 
 RUN_KEYS = 4
 EVENTS = 30
@@ -111,7 +112,7 @@ def test_events_of_a_commit_that_failed_leave_nothing_behind(
     open_store: Open, tmp_path: Path, clock: FakeClock, settled: bool
 ) -> None:
     """They were added to the index before; other events get their seqs, at the same moment of the clock."""
-    index = FaultyFiles()
+    index = FaultyDisk()
     store = open_store(index=index)
     send(store, range(5))
     failing = FailingStore(store, failures_left=1)
@@ -141,7 +142,7 @@ def test_what_is_committed_in_another_order_than_it_was_prepared_is_refused(open
 
 
 def test_a_full_disk_under_the_index(open_store: Open, tmp_path: Path) -> None:
-    index = FaultyFiles()
+    index = FaultyDisk()
     store = open_store(index=index)
     assert send(store, range(5)) == stored(range(5))
     index.fail(errno.ENOSPC, only=WRITING, lasting=True)
@@ -189,7 +190,7 @@ def test_while_the_index_is_made_readers_get_whole_answers_and_nobody_else_any(
 
 def test_who_asked_before_the_index_was_given_up_is_not_told_of_half_of_it(open_store: Open) -> None:
     """A reader has seen that the index is whole, and looks while it is being made."""
-    index = FaultyFiles()
+    index = FaultyDisk()
     store = open_store(index=index)
     send(store, range(EVENTS))
     answers: list[object] = []
@@ -245,12 +246,12 @@ class TestOfAnotherTime:
                 publish(store, ("a", f"lost {kept} {number}"))
             store.close()
             assert run_ranges(name.name for name in index_folder(path).iterdir())[-1][1] > kept + 10
-            shutil.copy(saved, path)
+            put_back(saved, path)
             clock.advance(1)
             store = open_store()
             assert send(store, range(EVENTS)) == [*duplicate(range(kept)), *stored(range(kept, EVENTS))]
             assert_sound(store, path, EVENTS)
-            shutil.copy(saved, path)
+            put_back(saved, path)
 
     def test_the_index_is_of_a_history_that_is_gone(self, open_store: Open, tmp_path: Path, clock: FakeClock) -> None:
         """The log was restored and went on without the index, which then comes back."""
@@ -263,7 +264,7 @@ class TestOfAnotherTime:
         for number in range(20):
             publish(store, ("a", f"lost {number}"))
         store.close()
-        shutil.copy(saved, path)
+        put_back(saved, path)
         index_folder(path).rename(tmp_path / "elsewhere")
         clock.advance(1)
         store = open_store()
@@ -290,7 +291,7 @@ class TestOfAnotherTime:
         path, target = tmp_path / "store.db", tmp_path / "backup.db"
         store = open_store()
         send(store, range(EVENTS // 2))
-        backup(path, target)
+        backup(path, target, no_progress)
         send(store, range(EVENTS // 2, EVENTS))
         store.close()
         shutil.copytree(index_folder(path), index_folder(target))

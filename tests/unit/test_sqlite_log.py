@@ -10,8 +10,8 @@ from batches import DUPLICATE, STORED, publish
 from indexes import run_ranges
 from sekali.errors import StoreBroken, Unavailable
 from sekali.ports import Query
+from sekali.stores.folder import index_folder
 from sekali.stores.sqlite import SqliteStore
-from sekali.stores.sqlite_file import index_folder
 from sekali.testing import FakeClock
 
 EVENTS = 30

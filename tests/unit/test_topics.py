@@ -1,3 +1,5 @@
+from functools import cache
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -50,3 +52,45 @@ def test_a_topic_matches_itself(topic: str) -> None:
     assert matches("**", topic)
     assert matches(f"{topic}/**", topic)
     assert not matches(f"{topic}/*", topic)
+
+
+@given(patterns, paths)
+def test_prefixes_of_segments_do_not_match(pattern: str, topic: str) -> None:
+    """What stands between two ``**`` is found first where it fits, which must be at whole segments."""
+    between = f"**/{pattern}/**/{topic}"
+    for tried in (f"{topic}/{pattern}x/{topic}".replace("*", "b"), f"{pattern}/{topic}".replace("*", "b")):
+        assert matches(between, tried) == reference_match(between.split("/"), tried.split("/"))
+
+
+def matches_by_table(pattern: list[str], topic: list[str]) -> bool:
+    """The definition, each question asked once."""
+
+    @cache
+    def rest_matches(at: int, of_topic: int) -> bool:
+        if at == len(pattern):
+            return of_topic == len(topic)
+        if pattern[at] == "**":
+            return rest_matches(at + 1, of_topic) or (of_topic < len(topic) and rest_matches(at, of_topic + 1))
+        return of_topic < len(topic) and pattern[at] in {"*", topic[of_topic]} and rest_matches(at + 1, of_topic + 1)
+
+    return rest_matches(0, 0)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "/".join(["**", "a"] * 50 + ["b"]),
+        "/".join(["**", "a"] * 51),
+        "/".join(["**", "*"] * 51),
+        "/".join(["**"] * 80 + ["b"]),
+        "/".join(["**", "*", "*", "a"] * 25 + ["b"]),
+        "/".join(["**", "a", "a", "b"] * 25),
+    ],
+)
+@pytest.mark.parametrize(
+    "topic", ["/".join(["a"] * 128), "/".join(["a"] * 127 + ["b"]), "/".join(["a", "a", "b"] * 42)]
+)
+def test_the_longest_patterns_are_no_harder_than_others(pattern: str, topic: str) -> None:
+    """Tried one place after the other they would take longer than the universe has."""
+    assert pattern_fault(pattern) is None and topic_fault(topic) is None
+    assert matches(pattern, topic) == matches_by_table(pattern.split("/"), topic.split("/"))

@@ -12,12 +12,17 @@ from starlette.exceptions import HTTPException
 
 from sekali import __version__
 from sekali.api import models
+from sekali.api.access import REFUSALS, Access
 from sekali.api.body import Disconnected, Receive, Scope, Send
+from sekali.api.headers import secured
 from sekali.api.problems import Answer, Kind, Problem, problem_of
-from sekali.api.read import Reading, StreamCut
+from sekali.api.read import GRANT, Reading, StreamCut
 from sekali.errors import SekaliError
 
 _DESCRIPTION = "Publish the same event as often as you like: it is stored once, and you are told so."
+
+# Without a key: what an orchestrator asks, and what is the same for everybody.
+OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs"})
 
 log = structlog.get_logger("sekali.api")
 
@@ -25,10 +30,22 @@ log = structlog.get_logger("sekali.api")
 class Api:
     """The ASGI application. It is true to its OpenAPI document for every route."""
 
-    def __init__(self, reading: Reading) -> None:
-        self._app = _reading_app(reading)
+    def __init__(self, reading: Reading, access: Access) -> None:
+        self._access = access
+        self._app = _reading_app(reading, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        send = secured(send, path)
+        try:
+            if path in OPEN_PATHS or path.startswith("/docs/"):
+                scope[GRANT] = self._access.look_at(scope["headers"])
+            else:
+                scope[GRANT] = self._access.admit(scope["headers"])
+        except Problem as problem:
+            _note(self._access, problem, scope)
+            await _response(problem.answer())(scope, receive, send)
+            return
         try:
             await self._app(scope, receive, send)
         except StreamCut as error:
@@ -38,7 +55,12 @@ class Api:
             log.info("the client left", path=scope["path"])
 
 
-def _reading_app(reading: Reading) -> FastAPI:
+def _note(access: Access, problem: Problem, scope: Scope) -> None:
+    if problem.kind in REFUSALS:
+        access.note(problem, scope["path"], scope["headers"], scope["client"], scope.get(GRANT))
+
+
+def _reading_app(reading: Reading, access: Access) -> FastAPI:
     app = FastAPIOffline(
         title="Sekali",
         version=__version__,
@@ -59,14 +81,18 @@ def _reading_app(reading: Reading) -> FastAPI:
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; ours are problem documents
                 schemas.pop(name, None)
             schemas.update(models.extra_schemas())
+            document["components"]["securitySchemes"] = models.SECURITY_SCHEMES
+            document["security"] = models.SECURITY
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
     @app.exception_handler(SekaliError)
-    async def ours(_: Request, error: SekaliError) -> Response:
-        return _response(problem_of(error).answer())
+    async def ours(request: Request, error: SekaliError) -> Response:
+        problem = problem_of(error)
+        _note(access, problem, request.scope)
+        return _response(problem.answer())
 
     @app.exception_handler(RequestValidationError)
     async def parameters(_: Request, error: RequestValidationError) -> Response:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from sekali.api.headers import SECURITY_LINES
 from sekali.api.problems import Answer, Problem
 from sekali.api.publish import PublishRequest
 
@@ -54,7 +55,7 @@ class Cycle:
         headers = [*self._connection.server_state.default_headers, *answer.headers]
         if not self.keep_alive and CLOSE not in headers:
             headers.append(CLOSE)
-        lines = [STATUS_LINE[answer.status], *(b"%b: %b\r\n" % pair for pair in headers), b"\r\n"]
+        lines = [STATUS_LINE[answer.status], *(b"%b: %b\r\n" % pair for pair in headers), SECURITY_LINES, b"\r\n"]
         if not self._is_head:
             lines.append(answer.body)
         transport.write(b"".join(lines))
@@ -70,7 +71,7 @@ class PublishCycle(Cycle):
         super().__init__(connection, keep_alive=keep_alive)
         self._waiting_for_100_continue = waiting_for_100_continue
         self.request = PublishRequest(connection.publish, self.respond)
-        self.request.begin(connection.parser.get_method(), connection.headers)
+        self.request.begin(connection.parser.get_method(), connection.headers, connection.client)
 
     async def run_asgi(self, _: object) -> None:
         self.start()

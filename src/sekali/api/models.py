@@ -96,7 +96,7 @@ class Event(BaseModel):
     last_duplicate_at: str = Field(None)  # type: ignore[assignment]
 
 
-class UnreadableEvent(BaseModel):
+class UnreadableRow(BaseModel):
     """A row that cannot be read back."""
 
     seq: int
@@ -144,10 +144,10 @@ class Missing(BaseModel):
 
 
 class Health(BaseModel):
-    """The server can commit."""
+    """The server can commit. Where keys are asked for, only who shows one is told more."""
 
     ok: Literal[True]
-    uptime_seconds: float
+    uptime_seconds: float = Field(None)  # type: ignore[assignment]
 
 
 class Latency(BaseModel):
@@ -167,14 +167,23 @@ class Lifetime(BaseModel):
     conflict: int
 
 
-class Stats(BaseModel):
+class StatsOfTopics(BaseModel):
+    """The figures of the topics that a key may read, which it gets unless it may read everything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    unique_processed: int = Field(description="Events stored, of all time.")
+    topics: list[str] = Field(description="Of all time, by name, at most 1,000.")
+    topics_count: int
+    log_id: str = Field(description="Names this log; it changes when a backup is restored.")
+    lifetime: Lifetime
+
+
+class Stats(StatsOfTopics):
     """The figures of this process and, where it says so, of all time."""
 
     received: int = Field(description="Since the process started: stored + duplicate + conflict.")
-    unique_processed: int = Field(description="Events stored, of all time.")
     duplicate_dropped: int = Field(description="Since the process started: duplicate + conflict.")
-    topics: list[str] = Field(description="Of all time, by name, at most 1,000.")
-    topics_count: int
     uptime_seconds: float
     queue_depth: int = Field(description="Events accepted and not yet answered.")
     workers: int
@@ -185,20 +194,23 @@ class Stats(BaseModel):
     throughput: float = Field(description="Events per second over the last minute.")
     latency_ms: Latency
     freshness_seconds: float = Field(description="Age of the oldest event accepted and not yet readable.")
-    log_id: str = Field(description="Names this log; it changes when a backup is restored.")
-    lifetime: Lifetime
 
 
-def _problem(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds, 1 to 5.", "schema": {"type": "integer"}}}
+_CHALLENGE = {"WWW-Authenticate": {"description": "Bearer, and Basic.", "schema": {"type": "string"}}}
+_PROBLEM_HEADERS = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+_AT_THE_DOOR = (Kind.NO_KEY, Kind.FORBIDDEN, Kind.FOREIGN_PAGE, Kind.RATE_LIMITED)
+
+
+def _problem(*kinds: Kind, at_the_door: tuple[Kind, ...] = _AT_THE_DOOR) -> dict[int | str, dict[str, Any]]:
     titles: dict[int, list[str]] = {}
-    for kind in kinds:
+    for kind in (*at_the_door, *kinds):
         titles.setdefault(kind.value.status, []).append(kind.value.title)
-    retry_after = {"Retry-After": {"description": "Seconds, 1 to 5.", "schema": {"type": "integer"}}}
     return {
         status: {
             "description": "; ".join(texts),
             "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-            **({"headers": retry_after} if status == 503 else {}),
+            **({"headers": _PROBLEM_HEADERS[status]} if status in _PROBLEM_HEADERS else {}),
         }
         for status, texts in titles.items()
     }
@@ -217,19 +229,22 @@ def _listing(model: Any, description: str) -> dict[str, Any]:
     }
 
 
-EVENTS = _listing(Event | UnreadableEvent, "One page of events.")
+EVENTS = _listing(Event | UnreadableRow, "One page of events.")
 EVENTS["responses"][200]["content"] = {
     "application/x-ndjson": {"schema": {"type": "string", "description": "Everything that matches, an event a line."}}
 }
 TOPICS = _listing(Topic, "One page of topics.")
-CONFLICTS = _listing(Conflict, "One page of refused variants.")
+CONFLICTS = _listing(Conflict | UnreadableRow, "One page of refused variants.")
 STATS: dict[str, Any] = {
     "response_model": None,
-    "responses": {200: {"description": "The figures.", "model": Stats}, **_problem(Kind.UNAVAILABLE)},
+    "responses": {200: {"description": "The figures.", "model": Stats | StatsOfTopics}, **_problem(Kind.UNAVAILABLE)},
 }
 HEALTH: dict[str, Any] = {
     "response_model": None,
-    "responses": {200: {"description": "It can commit.", "model": Health}, **_problem(Kind.UNAVAILABLE)},
+    "responses": {
+        200: {"description": "It can commit.", "model": Health},
+        **_problem(Kind.UNAVAILABLE, at_the_door=(Kind.FOREIGN_PAGE,)),
+    },
 }
 METRICS: dict[str, Any] = {
     "response_model": None,
@@ -237,7 +252,8 @@ METRICS: dict[str, Any] = {
         200: {
             "description": "Prometheus text format.",
             "content": {"text/plain": {"schema": {"type": "string"}}},
-        }
+        },
+        **_problem(),
     },
 }
 _CONTENT_ENCODING = {
@@ -310,6 +326,13 @@ def publish_path() -> dict[str, Any]:
 def _json_response(description: str, schema: str) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     return {"description": description, "content": content}
+
+
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "The key: `id.secret`."},
+    "basic": {"type": "http", "scheme": "basic", "description": "The key's id as user, its secret as password."},
+}
+SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}, {}]  # without: where there are no keys
 
 
 def add_problems_of_connections(paths: dict[str, Any]) -> None:

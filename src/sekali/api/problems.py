@@ -37,6 +37,9 @@ class Kind(Enum):
 
     NOT_JSON = _Kind("not-json", 400, "The document is not JSON in UTF-8")
     NOT_HTTP = _Kind("not-http", 400, "The request is not HTTP")
+    NO_KEY = _Kind("no-key", 401, "The request has no valid key")
+    FORBIDDEN = _Kind("forbidden", 403, "The key may not do this")
+    FOREIGN_PAGE = _Kind("foreign-page", 403, "The request may have been made by another web site")
     NOT_FOUND = _Kind("not-found", 404, "There is no such resource")
     METHOD = _Kind("method-not-allowed", 405, "The resource does not take this method")
     TOO_SLOW = _Kind("too-slow", 408, "The request did not arrive in time")
@@ -46,6 +49,7 @@ class Kind(Enum):
     MEDIA = _Kind("unsupported-media", 415, "The content type or encoding is not known")
     INVALID_EVENT = _Kind("invalid-event", 422, "Nothing was stored, because the request is not valid")
     INVALID_QUERY = _Kind("invalid-query", 422, "A parameter is not valid")
+    RATE_LIMITED = _Kind("rate-limited", 429, "The key sends too much; send the request again later")
     HEADERS_TOO_LARGE = _Kind("headers-too-large", 431, "The headers are over a limit")
     INTERNAL = _Kind("internal", 500, "A defect of the server")
     QUEUE_FULL = _Kind("queue-full", 503, "The server has no room for the request now", RETRY_AFTER_FULL_S)

@@ -120,8 +120,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parse(b"".join(head) + data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             if not self._ended:
-                log.error("a defect of the connection", exc_info=error.__context__)
-                self._end(Kind.INTERNAL, "a defect of the connection")
+                # No fault of the client's: a defect of ours, or no memory.
+                log.error("a request could not be read", exc_info=error.__context__)
+                self._end(Kind.UNAVAILABLE, "the request could not be read; send it again")
         except httptools.HttpParserError as error:
             self._end(Kind.NOT_HTTP, f"{error}")
 

@@ -5,19 +5,22 @@ connection (``protocol.py``) drives it.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import structlog
 
+from sekali.api.access import REFUSALS, Access, Headers, Peer, missing_scope
 from sekali.api.body import Body, ByteBudget
 from sekali.api.negotiation import Negotiated, negotiate
+from sekali.api.permitted import only_permitted
 from sekali.api.problems import Answer, Kind, Problem, json_answer, problem_of
 from sekali.api.verdicts import refusal, verdict_answer
 from sekali.consumer import Consumer
 from sekali.decode import Decoded, Limits, NeedsCare, decode_json, decode_ndjson
-from sekali.errors import SekaliError
+from sekali.errors import SekaliError, Unavailable
 from sekali.event import Batch, Verdict
+from sekali.keys import Grant
 from sekali.metrics import Metrics
 from sekali.settings import ServerSettings
 
@@ -34,6 +37,7 @@ class Publish:
         budget: ByteBudget,
         careful: Executor,
         clock_s: Callable[[], float],
+        access: Access,
         settings: ServerSettings,
     ) -> None:
         self.consumer = consumer
@@ -41,6 +45,7 @@ class Publish:
         self.budget = budget
         self.careful = careful
         self.clock_s = clock_s
+        self.access = access
         self.body_bytes_max = settings.body_bytes_max
         self.limits = Limits(settings.batch_events_max, settings.event_bytes_max)
         self.loop = asyncio.get_running_loop()
@@ -59,6 +64,9 @@ class PublishRequest:
         self._body = Body(publish.budget, publish.body_bytes_max)
         self._reading = True
         self._undoing = False
+        self._grant: Grant | None = None
+        self._headers: Headers = ()
+        self._peer: Peer = None
         self._negotiated: Negotiated
         self._decoded = _NOTHING
         self._accepted_at_s = 0.0
@@ -68,9 +76,13 @@ class PublishRequest:
         """Whether more of the body is wanted."""
         return self._reading
 
-    def begin(self, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def begin(self, method: bytes, headers: Headers, peer: Peer) -> None:
         """Look at the head of the request."""
+        self._headers, self._peer = headers, peer
         try:
+            self._grant = self._publish.access.admit(headers)
+            if not self._grant.publishes:
+                raise missing_scope("publish:<topic or pattern>")
             if method != b"POST":
                 raise Problem(Kind.METHOD, "publish with POST", headers=[(b"allow", b"POST")])
             self._negotiated = negotiate(headers)
@@ -97,7 +109,7 @@ class PublishRequest:
             return
         self._reading = False
         if not self._undoing:
-            self._decode()
+            self._guarded(self._decode)
 
     def refuse(self, problem: Problem) -> None:
         """Answer with a problem of the connection's: the rest of the body will not come."""
@@ -133,13 +145,15 @@ class PublishRequest:
             future.add_done_callback(
                 lambda done: self._publish.loop.call_soon_threadsafe(self._guarded, lambda: self._accept(done.result()))
             )
-        except SekaliError as error:
-            self._fail(error)
         else:
-            self._guarded(lambda: self._accept(decoded))
+            self._accept(decoded)
 
     def _accept(self, decoded: Decoded) -> None:
         publish, preferences = self._publish, self._negotiated.preferences
+        assert self._grant is not None, "it was let in"
+        publish.access.charge(self._grant, decoded.item_count)
+        if not self._grant.publishes_all:
+            decoded = only_permitted(decoded, self._grant)
         self._accepted_at_s = publish.clock_s()
         self._decoded = decoded
         if decoded.faults and (preferences.strict or not decoded.batch):
@@ -177,6 +191,9 @@ class PublishRequest:
             step()
         except SekaliError as error:
             self._fail(error)
+        except MemoryError:
+            log.error("no memory for a request")
+            self._fail(Unavailable("the server is out of memory; send the request again"))
         except Exception as error:
             log.exception("publish failed")
             self._fail(Problem(Kind.INTERNAL, repr(error)))
@@ -184,7 +201,10 @@ class PublishRequest:
     def _fail(self, error: SekaliError) -> None:
         self._reading = self._undoing = False
         self._body.release()
-        self._answer(problem_of(error).answer())
+        problem = problem_of(error)
+        if problem.kind in REFUSALS:
+            self._publish.access.note(problem, "/publish", self._headers, self._peer, self._grant)
+        self._answer(problem.answer())
 
     def _answer(self, answer: Answer) -> None:
         self._publish.metrics.count_response(answer.status)

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 
 from sekali import ports
 from sekali.api import models, wire
+from sekali.api.access import Access, require_everything, require_reader, require_topic
 from sekali.api.body import Body, ByteBudget, Receive, Scope, Send, header, read_whole
 from sekali.api.connections import Connections
 from sekali.api.negotiation import is_ndjson
@@ -21,6 +22,7 @@ from sekali.api.problems import Kind, Problem
 from sekali.consumer import Consumer
 from sekali.errors import InvalidQuery, StoreBroken
 from sekali.event import Outcome, event_id_fault
+from sekali.keys import Grant
 from sekali.metrics import Metrics
 from sekali.ports import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, EventStore, Order, Position, Summary
 from sekali.settings import ServerSettings
@@ -28,6 +30,7 @@ from sekali.timestamps import parse_timestamp
 from sekali.topics import is_pattern, pattern_fault, topic_fault
 
 NDJSON = "application/x-ndjson"
+GRANT = "sekali.grant"  # in the ASGI scope: what the sender may do
 TAKEN = "taken"  # in a request's state: wait until the client has taken what was sent to it
 Taken = Callable[[], Awaitable[bool]]  # False: it has left
 Write = Callable[[bytes, bool], Awaitable[None]]  # a part of an answer, and whether it is the last
@@ -81,6 +84,7 @@ class Reading:
         connections: Connections,
         readers: Executor,
         stopping: asyncio.Event,
+        access: Access,
         settings: ServerSettings,
     ) -> None:
         self._store = store
@@ -91,6 +95,7 @@ class Reading:
         self._readers = readers
         self._reads = asyncio.Semaphore(READS_MAX)
         self._stopping = stopping
+        self._access = access
         self._settings = settings
         self.router = APIRouter()
         for path, endpoint, extra in (
@@ -123,6 +128,7 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Events that match all conditions, as a page (JSON array) or as a stream of everything (NDJSON)."""
+        grant = _reader(request)
         query = ports.Query(
             topic=_topic_or_pattern(topic),
             source=source,
@@ -132,12 +138,15 @@ class Reading:
             event_id=_event_id(event_id, topic),
             order=order,
             limit=limit,
+            readable=grant.readable,
         )
+        if topic is not None and not is_pattern(topic):
+            require_topic(grant, topic)
         if _wants_ndjson(request):
             query, summary = await self._read(lambda: self._begin(query, cursor))
             taken = request.scope["state"][TAKEN]
             query = replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head)
-            return _Stream(partial(self._stream, query, taken))
+            return _Stream(partial(self._stream, query, grant, taken))
 
         def read() -> tuple[bytes, list[int] | None, Summary]:
             placed, summary = self._begin(query, cursor)
@@ -149,7 +158,7 @@ class Reading:
 
     def _begin(self, query: ports.Query, cursor: str | None) -> tuple[ports.Query, Summary]:
         """Put a query behind its cursor, if that is of this log."""
-        summary = self._store.summary()
+        summary = self._store.summary(query.readable)
         wire.require_not_above_head(query.after, summary)
         if cursor is not None:
             seq, timestamp_ns = wire.open_cursor(cursor, _listing(query), (int, int), summary).position
@@ -157,7 +166,7 @@ class Reading:
             query = replace(query, position=Position(seq, timestamp_ns))
         return query, summary
 
-    async def _stream(self, query: ports.Query, taken: Taken, write: Write) -> None:
+    async def _stream(self, query: ports.Query, grant: Grant, taken: Taken, write: Write) -> None:
         """Write everything that matches, page by page; each page is a short transaction of its own.
 
         The next page is read once the client has taken this one: for a client that does not, no more than one is held.
@@ -171,6 +180,8 @@ class Reading:
             body, position = await self._read(partial(read, query))
             if self._stopping.is_set():
                 raise StreamCut("the server is stopping")
+            if not self._access.still_holds(grant):
+                raise StreamCut("the key was revoked or has expired")
             await write(body, position is None)
             del body  # while the client takes it, the connection has it
             if position is None:
@@ -184,11 +195,12 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Topics by name, with what each holds."""
+        readable = _reader(request).readable
 
         def read() -> tuple[bytes, list[str] | None, Summary]:
-            summary = self._store.summary()
+            summary = self._store.summary(readable)
             after = "" if cursor is None else wire.open_cursor(cursor, "topics", (str,), summary).position[0]
-            topics = self._store.topics(str(after), limit)
+            topics = self._store.topics(str(after), limit, readable)
             return wire.topics_json(topics), [topics[-1].topic] if len(topics) == limit else None, summary
 
         return _page_response(request, "topics", *await self._read(read))
@@ -200,11 +212,12 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Variants that were refused because their identity was taken, oldest first."""
+        readable = _reader(request).readable
 
         def read() -> tuple[bytes, list[int] | None, Summary]:
-            summary = self._store.summary()
+            summary = self._store.summary(readable)
             after = 0 if cursor is None else wire.open_cursor(cursor, "conflicts", (int,), summary).position[0]
-            conflicts = self._store.conflicts(int(after), limit)
+            conflicts = self._store.conflicts(int(after), limit, readable)
             full = len(conflicts) == limit or sum(len(conflict.payload) for conflict in conflicts) > PAGE_BYTES_MAX
             return wire.conflicts_json(conflicts), [conflicts[-1].number] if full else None, summary
 
@@ -212,50 +225,60 @@ class Reading:
 
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
-        settings = self._settings
+        settings, grant = self._settings, _reader(request)
         if is_ndjson(header(request.scope, b"content-type")):
             raise Problem(Kind.MEDIA, "ask with application/json, one question in a request")
         with Body(self._budget, settings.body_bytes_max) as body:
             question = _exists_question(await read_whole(body, request.scope, request.receive), settings)
+            require_topic(grant, question.topic)
             missing = await self._read(lambda: self._store.missing(question.topic, question.event_ids))
         return _json({"missing": missing})
 
-    async def stats(self) -> Response:
-        """The figures of this process and of the log."""
-        summary, topics = await self._read(lambda: (self._store.summary(), self._store.topics("", STATS_TOPICS_MAX)))
+    async def stats(self, request: Request) -> Response:
+        """The figures of this process and of the log; for a key that may not read everything, those of its topics."""
+        readable = _reader(request).readable
+        summary, topics = await self._read(
+            lambda: (self._store.summary(readable), self._store.topics("", STATS_TOPICS_MAX, readable))
+        )
+        of_log = {
+            "unique_processed": summary.lifetime.stored,
+            "topics": [topic.topic for topic in topics],
+            "topics_count": summary.topics_count,
+            "log_id": summary.log_id,
+            "lifetime": summary.lifetime,
+        }
+        return _json(of_log if readable is not None else of_log | self._figures())
+
+    def _figures(self) -> dict[str, Any]:
+        """Return the figures of the process, which tell of everybody's events."""
         metrics = self._metrics
         stored, duplicate, conflict, invalid = (metrics.outcomes[outcome] for outcome in Outcome)
         received = stored + duplicate + conflict
-        return _json(
-            {
-                "received": received,
-                "unique_processed": summary.lifetime.stored,
-                "duplicate_dropped": duplicate + conflict,
-                "topics": [topic.topic for topic in topics],
-                "topics_count": summary.topics_count,
-                "uptime_seconds": round(metrics.uptime_s, 3),
-                "queue_depth": self._consumer.events_waiting,
-                "workers": self._settings.consumer_workers,
-                "db_path": str(self._settings.db_path),
-                "conflicts": conflict,
-                "invalid": invalid,
-                "duplicate_rate": round((duplicate + conflict) / received, 6) if received else 0.0,
-                "throughput": round(metrics.throughput, 3),
-                "latency_ms": metrics.latency_ms(),
-                "freshness_seconds": round(self._consumer.oldest_waiting_s, 6),
-                "log_id": summary.log_id,
-                "lifetime": summary.lifetime,
-            }
-        )
+        return {
+            "received": received,
+            "duplicate_dropped": duplicate + conflict,
+            "uptime_seconds": round(metrics.uptime_s, 3),
+            "queue_depth": self._consumer.events_waiting,
+            "workers": self._settings.consumer_workers,
+            "db_path": str(self._settings.db_path),
+            "conflicts": conflict,
+            "invalid": invalid,
+            "duplicate_rate": round((duplicate + conflict) / received, 6) if received else 0.0,
+            "throughput": round(metrics.throughput, 3),
+            "latency_ms": metrics.latency_ms(),
+            "freshness_seconds": round(self._consumer.oldest_waiting_s, 6),
+        }
 
-    async def healthz(self) -> Response:
-        """200 when the server can commit, else 503 with the reason."""
-        if self._consumer.trouble is not None:
-            raise Problem(Kind.UNAVAILABLE, self._consumer.trouble, extra={"ok": False})
-        return _json({"ok": True, "uptime_seconds": round(self._metrics.uptime_s, 3)})
+    async def healthz(self, request: Request) -> Response:
+        """200 when the server can commit, else 503; with the reason and figures where a key is shown or none needed."""
+        trouble, is_known = self._consumer.trouble, request.scope[GRANT] is not None
+        if trouble is not None:
+            raise Problem(Kind.UNAVAILABLE, trouble if is_known else "the server cannot commit", extra={"ok": False})
+        return _json({"ok": True} | ({"uptime_seconds": round(self._metrics.uptime_s, 3)} if is_known else {}))
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Prometheus metrics. When the store cannot be read they are there without the figures of the log."""
+        require_everything(request.scope[GRANT])
         gauges = {
             "sekali_queue_events": self._consumer.events_waiting,
             "sekali_queue_bytes": self._budget.held,
@@ -272,7 +295,20 @@ class Reading:
         else:
             gauges["sekali_log_events"] = summary.lifetime.stored
             gauges["sekali_log_topics"] = summary.topics_count
+        gauges |= {f"sekali_store_{name}": value for name, value in (await self._read(self._store.gauges)).items()}
         return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _reader(request: Request) -> Grant:
+    """Return what the sender may do, which has to be reading something.
+
+    Raises:
+        Problem: 403.
+
+    """
+    grant: Grant = request.scope[GRANT]
+    require_reader(grant)
+    return grant
 
 
 def _json(document: Any) -> Response:

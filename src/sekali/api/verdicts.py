@@ -17,9 +17,17 @@ def refusal(decoded: Decoded, preferences: Preferences) -> Problem:
     if not decoded.batch and not preferences.minimal:
         extra["results"] = invalid
     count = f"{len(invalid)} of {decoded.item_count} items are not valid" if not decoded.single else invalid[0].error
+    kind, detail = Kind.INVALID_EVENT, f"{count}; nothing was stored"
+    if decoded.forbidden:
+        scopes = [f"publish:{topic}" for topic in sorted(decoded.forbidden)]
+        kind = Kind.FORBIDDEN
+        detail = f"the key needs the scope {scopes[0]}; nothing was stored"
+        if len(scopes) > 1:
+            detail = f"the key needs {len(scopes)} more scopes, such as {scopes[0]}; nothing was stored"
+        extra["missing_scopes"] = scopes[:ERRORS_LISTED_MAX]
     return Problem(
-        Kind.INVALID_EVENT,
-        f"{count}; nothing was stored",
+        kind,
+        detail,
         errors=_places(decoded.faults, single=decoded.single),
         extra=extra,
         headers=preferences.applied,

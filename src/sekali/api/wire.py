@@ -112,7 +112,9 @@ def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
     """Encode a page of conflicts as an array."""
     return _encode(
         [
-            ConflictOut(
+            {"seq": conflict.seq, "error": "the content does not fit its hash: the row is damaged"}
+            if conflict.damaged
+            else ConflictOut(
                 conflict.topic,
                 conflict.event_id,
                 conflict.seq,

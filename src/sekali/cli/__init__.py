@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sekali.cli import bench, publish, read, server
+from sekali.cli import bench, keys, publish, read, server
 
 app = typer.Typer(
     name="sekali",
@@ -38,6 +38,8 @@ app.command("tail", epilog=read.TAIL_EPILOG)(read.tail)
 app.command("stats", epilog=read.STATS_EPILOG)(read.stats)
 app.command("verify", epilog=server.VERIFY_EPILOG)(server.verify)
 app.command("backup", epilog=server.BACKUP_EPILOG)(server.backup)
+app.command("restore", epilog=server.RESTORE_EPILOG)(server.restore)
+app.add_typer(keys.app, name="keys")
 app.command("bench", epilog=bench.EPILOG)(bench.bench)
 
 

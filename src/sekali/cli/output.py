@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sekali.client.errors import ClientError, Gone, InputFailed, Refused
+from sekali.printable import escape_controls
 
 EXIT_OK = 0
 EXIT_NOT_ALL = 1  # something was invalid, in conflict or refused
@@ -21,8 +21,6 @@ EXIT_NO_SERVER = 3
 EXIT_INTERRUPTED = 130
 
 _UNLIMITED_WIDTH = 1_000_000
-# What moves the cursor, changes the terminal's state or the direction of writing.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def console() -> Console:
@@ -33,14 +31,6 @@ def console() -> Console:
 def error_console() -> Console:
     """Return the console for progress and errors: standard error."""
     return Console(stderr=True, highlight=False)
-
-
-def escape_controls(text: str) -> str:
-    r"""Write control characters as ``\uNNNN``, so that what others published cannot drive the terminal.
-
-    In a JSON text they can only stand in strings, where this means the same; so it is good for both.
-    """
-    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def write_line(text: str) -> None:
@@ -57,6 +47,11 @@ def write_json(document: Any) -> None:
 def print_error(message: str) -> None:
     """Say on standard error what went wrong."""
     error_console().print(Text.assemble(("error: ", "bold red"), escape_controls(message)), soft_wrap=True)
+
+
+def print_note(message: str) -> None:
+    """Say on standard error what is good to know beside the result."""
+    error_console().print(Text(escape_controls(message), style="dim"), soft_wrap=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sekali.cli.connect import ApiKeyFile, CaFile, connect
 from sekali.cli.inputs import STDIN, Input, input_items, size_bytes, source_of
 from sekali.cli.options import Json, Url, load_settings, setting_option
 from sekali.cli.output import (
@@ -22,7 +23,7 @@ from sekali.cli.publishing import Stop, progress_screen, publish_all
 from sekali.cli.report import Report, print_report
 from sekali.client.batches import Pace, batches
 from sekali.client.errors import ClientError
-from sekali.client.http import GIVE_UP_AFTER_S, Answer, Server
+from sekali.client.http import GIVE_UP_AFTER_S, Answer
 from sekali.client.lines import Item
 from sekali.client.timepattern import TimePattern
 from sekali.settings import PublisherSettings
@@ -55,6 +56,8 @@ def _check_existence(paths: list[Path] | None) -> list[Path] | None:
 
 def publish(
     url: Url = None,
+    api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
     batch_size: Annotated[int | None, setting_option(PublisherSettings, "batch_size", "--batch-size")] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many events a second.")] = None,
     give_up_after: Annotated[
@@ -120,6 +123,8 @@ def publish(
     settings = load_settings(
         PublisherSettings,
         aggregator_url=url,
+        api_key_file=api_key_file,
+        ca_file=ca_file,
         publish_count=count,
         dup_ratio=dup_ratio,
         batch_size=batch_size,
@@ -212,7 +217,13 @@ def _run(
             items = input_items(inputs, report.refuse, screen.advance, stop.is_set)
         else:
             items = _load_items(settings, screen.advance)
-        server = _server(settings.aggregator_url, give_up_after_s, connections, on_wait, stop)
+        server = connect(
+            settings,
+            give_up_after_s=give_up_after_s,
+            connections_max=connections,
+            on_wait=on_wait,
+            sleep=stop.sleep_or_raise,
+        )
         try:
             publish_all(
                 server,
@@ -237,21 +248,6 @@ def _run(
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_NOT_ALL if report.invalid or report.conflict else EXIT_OK
-
-
-def _server(
-    url: str, give_up_after_s: float, connections: int, on_wait: Callable[[str, int], None], stop: Stop
-) -> Server:
-    try:
-        return Server(
-            url,
-            give_up_after_s=give_up_after_s,
-            connections_max=connections,
-            on_wait=on_wait,
-            sleep=stop.sleep_or_raise,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(f"--url: {error}") from None
 
 
 def _load_items(settings: PublisherSettings, advance: Callable[[int], None]) -> Iterator[Item]:

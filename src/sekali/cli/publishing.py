@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from sekali.client.batches import publish_batch
 from sekali.client.http import Answer, Server
 from sekali.client.lines import Item
+from sekali.printable import escape_controls
 
 INTERRUPT_GRACE_S = 5.0
 
@@ -114,7 +115,7 @@ class Screen:
 
     def show_waiting(self, reason: str) -> None:
         """Show why nothing moves."""
-        self._progress.update(self._task, description=f"waiting: {reason}")
+        self._progress.update(self._task, description=f"waiting: {escape_controls(reason)}")
 
 
 @contextmanager

@@ -11,11 +11,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sekali.cli.connect import ApiKeyFile, CaFile, connect
 from sekali.cli.options import Json, Url, load_settings
-from sekali.cli.output import console, error_console, escape_controls, reported_errors, write_json, write_line
+from sekali.cli.output import console, error_console, reported_errors, write_json, write_line
 from sekali.client.errors import StreamCut
 from sekali.client.follow import Row, follow, newest_seq, rows
 from sekali.client.http import Params, Server
+from sekali.printable import escape_controls
 from sekali.settings import PublisherSettings
 
 EVENTS_EPILOG = """Examples:
@@ -44,16 +46,10 @@ _NAMES_SHOWN_MAX = 10
 Topic = Annotated[str | None, typer.Option(help="A topic, or a pattern: * is one segment, ** any number.")]
 
 
-def _server(url: str | None, **options: Any) -> Server:
-    settings = load_settings(PublisherSettings, aggregator_url=url)
-    try:
-        return Server(settings.aggregator_url, **options)
-    except ValueError as error:
-        raise typer.BadParameter(f"--url: {error}") from None
-
-
 def events(
     url: Url = None,
+    api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
     topic: Topic = None,
     source: Annotated[str | None, typer.Option(help="Who sent them.")] = None,
     since: Annotated[str | None, typer.Option(help="Event time, RFC 3339; inclusive.")] = None,
@@ -83,7 +79,8 @@ def events(
         "event_id": event_id,
         "order": order,
     }
-    with _server(url, give_up_after_s=0) as server, reported_errors():
+    settings = load_settings(PublisherSettings, aggregator_url=url, api_key_file=api_key_file, ca_file=ca_file)
+    with connect(settings, give_up_after_s=0) as server, reported_errors():
         if everything:
             _write_stream(server, params, is_by_seq=order == "seq")
             return
@@ -124,6 +121,8 @@ def _write_stream(server: Server, params: Params, *, is_by_seq: bool) -> None:
 
 def tail(
     url: Url = None,
+    api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
     topic: Topic = None,
     after: Annotated[
         str, typer.Option(metavar="SEQ|earliest|latest", help="Where to begin: behind this seq.")
@@ -144,11 +143,12 @@ def tail(
         if failures == 1:
             notices.print(Text(f"waiting for the server: {escape_controls(reason)}", style="yellow"))
 
+    settings = load_settings(PublisherSettings, aggregator_url=url, api_key_file=api_key_file, ca_file=ca_file)
     # A server that was never there is more likely a wrong URL than a restart: the first questions are asked once.
-    with _server(url, give_up_after_s=0) as asked_once, reported_errors():
+    with connect(settings, give_up_after_s=0) as asked_once, reported_errors():
         log_id = str(asked_once.get_object("/stats").get("log_id"))
         start = newest_seq(asked_once) if after == "latest" else 0 if after == "earliest" else int(after)
-    with _server(url, give_up_after_s=math.inf, on_wait=on_wait) as server, reported_errors():
+    with connect(settings, give_up_after_s=math.inf, on_wait=on_wait) as server, reported_errors():
         screen = console()
         try:
             for found in follow(server, start, topic=topic, log_id=log_id):
@@ -163,6 +163,8 @@ def tail(
 
 def stats(
     url: Url = None,
+    api_key_file: ApiKeyFile = None,
+    ca_file: CaFile = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second, until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
@@ -170,7 +172,8 @@ def stats(
 
     Exit codes: 0 done; 1 refused; 2 usage; 3 the server is not there.
     """
-    with _server(url, give_up_after_s=0) as server, reported_errors():
+    settings = load_settings(PublisherSettings, aggregator_url=url, api_key_file=api_key_file, ca_file=ca_file)
+    with connect(settings, give_up_after_s=0) as server, reported_errors():
         if not watch:
             figures = server.get_object("/stats")
             if json:

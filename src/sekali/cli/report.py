@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sekali.cli.output import escape_controls
 from sekali.client.http import Answer
 from sekali.client.lines import Item
+from sekali.printable import escape_controls
 
 FAULTS_SHOWN_MAX = 20
 _LATENCY_STEP = math.log(1.02)  # classes 2 % wide: enough for a report, and the memory does not grow with the run

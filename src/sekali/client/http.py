@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Server:
 
     Args:
         url: ``http://`` or ``https://``, a path before the routes is allowed.
+        api_key: ``id.secret``; without it, a server that asks for keys refuses.
+        ca_file: certificates (PEM) to trust for https instead of the system's.
         give_up_after_s: how long one request is tried; 0 tries once, ``math.inf`` for ever.
         connections_max: connections kept open.
         on_wait: told why and how many attempts failed so far, before each wait for another one.
@@ -65,7 +68,7 @@ class Server:
         random_share: random numbers in [0, 1).
 
     Raises:
-        ValueError: the URL is not one of a server.
+        ValueError: the URL is not one of a server, or the key or the file of certificates is not what it should be.
 
     """
 
@@ -73,6 +76,8 @@ class Server:
         self,
         url: str,
         *,
+        api_key: str | None = None,
+        ca_file: str | None = None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
         connections_max: int = 1,
         on_wait: Callable[[str, int], None] = lambda reason, failures: None,
@@ -90,6 +95,8 @@ class Server:
         self._clock = clock
         self._sleep = sleep
         self._random_share = random_share
+        # Not given to the pool, whose headers count only for a request that has none of its own.
+        self._headers = {"User-Agent": "sekali-client", **_authorization(api_key)}
         # A single attempt gets the whole time-out; otherwise none may last much beyond the moment to give up.
         timeout_s = min(REQUEST_TIMEOUT_S, max(1.0, give_up_after_s)) if give_up_after_s else REQUEST_TIMEOUT_S
         self._pool = urllib3.connection_from_url(
@@ -97,7 +104,7 @@ class Server:
             maxsize=connections_max,
             retries=False,
             timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s),
-            headers={"User-Agent": "sekali-client"},
+            **_trust(parts.scheme, ca_file),
         )
 
     def __enter__(self) -> Self:
@@ -197,6 +204,7 @@ class Server:
         """Send a request until the answer is final; return that, and the seconds the last attempt took."""
         patience = Patience(self._give_up_after_s, self._clock, self._random_share)
         target = self._prefix + path + _query(params)
+        headers = {**self._headers, **headers}
         while True:
             retry_after_s, hint = 0.0, "Check that the server runs and that the URL is right"
             started_s = self._clock()
@@ -210,7 +218,8 @@ class Server:
                 retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
             except urllib3.exceptions.SSLError as error:
                 raise NotSekali(
-                    f"{self.url}: no secure connection ({_reason(error)}). Check the certificate, or use http://"
+                    f"{self.url}: no secure connection ({_reason(error)}). Check the name in the URL and the server's "
+                    "certificate; if a CA of your own has signed it, name that: SEKALI_CA_FILE or --ca-file"
                 ) from error
             except urllib3.exceptions.HTTPError as error:
                 reason = _reason(error)
@@ -227,12 +236,33 @@ class Server:
             return TooLarge(413, message)
         if response.status == 410:
             return Gone(410, message)
+        if response.status == 401:
+            return Refused(401, f"{message}. Give a key of this server: SEKALI_API_KEY or --api-key-file")
+        if response.status == 403 and "missing_scopes" in (_json_object(response.data) or {}):
+            return Refused(403, f"{message}. Use a key with that scope; on the server, sekali keys create makes one")
         if 200 <= response.status < 400:
             return self._not_sekali(f"status {response.status}")
         return Refused(response.status, message)
 
     def _not_sekali(self, finding: str) -> NotSekali:
         return NotSekali(f"{self.url} did not answer as a Sekali server does ({finding}). Check the URL")
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    if api_key is None:
+        return {}
+    if not re.fullmatch(r"[!-~]+\.[!-~]+", api_key, re.ASCII):  # and never say what it is
+        raise ValueError("the key is not one: it has the form id.secret, without blanks")
+    return {"Authorization": f"Bearer {api_key}"}
+
+
+def _trust(scheme: str, ca_file: str | None) -> dict[str, Any]:
+    if ca_file is None or scheme != "https":
+        return {}
+    try:
+        return {"ssl_context": ssl.create_default_context(cafile=ca_file)}
+    except OSError as error:  # an SSLError is one, too
+        raise ValueError(f"the file of certificates {ca_file} cannot be used: {error.strerror or error}") from None
 
 
 def _query(params: Params | str | None) -> str:

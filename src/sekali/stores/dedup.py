@@ -26,6 +26,7 @@ RUN_KEYS = 512 * 1024  # of a table, and so of a run fresh from memory
 FROZEN_MAX = 4  # tables that may wait to be written; beyond, commits wait
 MERGE_SHARE = 0.5  # of one core's time
 RETRY_S = 1.0
+RETRY_S_MAX = 60.0  # while no commit waits for it: a merge that fails on a full disk has written a lot
 ROWS_AT_ONCE = 64 * 1024
 
 log = structlog.get_logger("sekali.index")
@@ -83,6 +84,7 @@ class DedupIndex:
         self._frozen: tuple[_Table, ...] = ()
         self._runs: tuple[Run, ...] = ()
         self._fault: OSError | RunDamaged | None = None
+        self._retry_s = RETRY_S
         self._idle = False
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -293,10 +295,14 @@ class DedupIndex:
             if not isinstance(self._fault, RunDamaged):
                 self._fault = fault
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closing, RETRY_S)
+            table_waits = bool(self._frozen)
+            pause_s = RETRY_S if table_waits else self._retry_s
+            self._retry_s = min(2 * self._retry_s, RETRY_S_MAX)
+            self._changed.wait_for(lambda: self._closing or (self._frozen and not table_waits), pause_s)
 
     def _end_fault(self) -> None:
         """Note that writing works. What a lookup found damaged stays so."""
+        self._retry_s = RETRY_S
         if isinstance(self._fault, OSError):
             self._fault = None
         self._changed.notify_all()

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from sekali.stores.sqlite_file import sync_file
+from sekali.stores.folder import sync_file
 
 
 class OpenFile(Protocol):

@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sekali import jsonvalue
@@ -16,6 +16,7 @@ from sekali.ports import (
     Position,
     Progress,
     Query,
+    Readable,
     StoredEvent,
     Summary,
     TopicInfo,
@@ -187,9 +188,9 @@ class MemoryStore:
         with self._lock:
             return [event_id for event_id in event_ids if (topic, event_id) not in self._state.seqs]
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
         with self._lock:
-            names = sorted(name for name in self._state.counts if name > after)[:limit]
+            names = sorted(name for name in self._state.counts if name > after and _may_read(name, readable))[:limit]
             return [self._topic_info(name) for name in names]
 
     def _topic_info(self, name: str) -> TopicInfo:
@@ -205,9 +206,13 @@ class MemoryStore:
             max(event.timestamp_ns for event in events),
         )
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
         with self._lock:
-            variants = [variant for variant in self._state.variants if variant.number > after][:limit]
+            variants = [
+                variant
+                for variant in self._state.variants
+                if variant.number > after and _may_read(self._state.log[variant.seq - 1].topic, readable)
+            ][:limit]
             return [
                 Conflict(
                     variant.number,
@@ -223,13 +228,18 @@ class MemoryStore:
                 for variant in variants
             ]
 
-    def summary(self) -> Summary:
+    def summary(self, readable: Readable = None) -> Summary:
         with self._lock:
-            totals = {outcome: sum(counts[outcome] for counts in self._state.counts.values()) for outcome in Outcome}
+            topics = {name: counts for name, counts in self._state.counts.items() if _may_read(name, readable)}
+            head = max((event.seq for event in self._state.log if event.topic in topics), default=0)
+            totals = {outcome: sum(counts[outcome] for counts in topics.values()) for outcome in Outcome}
             lifetime = Lifetime(
                 sum(totals.values()), totals[Outcome.STORED], totals[Outcome.DUPLICATE], totals[Outcome.CONFLICT]
             )
-            return Summary(self._log_id, len(self._state.log), len(self._state.counts), lifetime)
+            return Summary(self._log_id, head, len(topics), lifetime)
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
 
     def close(self) -> None:
         """Nothing to release."""
@@ -239,9 +249,14 @@ def _same_content(first: StoredEvent | _Variant, source: str, payload: bytes) ->
     return first.source == source and jsonvalue.equal(first.payload, payload)
 
 
+def _may_read(topic: str, readable: Readable) -> bool:
+    return readable is None or any(matches(pattern, topic) for pattern in readable)
+
+
 def _matches(event: StoredEvent, query: Query) -> bool:
     return (
-        (query.topic is None or matches(query.topic, event.topic))
+        _may_read(event.topic, query.readable)
+        and (query.topic is None or matches(query.topic, event.topic))
         and (query.source is None or event.source == query.source)
         and (query.since_ns is None or event.timestamp_ns >= query.since_ns)
         and (query.until_ns is None or event.timestamp_ns < query.until_ns)

@@ -6,7 +6,8 @@ CREATE TABLE log (
     received     INTEGER NOT NULL DEFAULT 0,  -- counts of all time, committed with the events
     stored       INTEGER NOT NULL DEFAULT 0,
     duplicate    INTEGER NOT NULL DEFAULT 0,
-    conflict     INTEGER NOT NULL DEFAULT 0
+    conflict     INTEGER NOT NULL DEFAULT 0,
+    commits      INTEGER NOT NULL DEFAULT 0  -- one with nothing in it changes this, so that it reaches the disk
 ) STRICT;
 
 CREATE TABLE topics (
@@ -28,7 +29,8 @@ CREATE TABLE events (
     processed_at_ns INTEGER NOT NULL,
     source          TEXT    NOT NULL,
     source_seq      INTEGER,
-    payload         BLOB    NOT NULL  -- JSON in UTF-8, the bytes that were sent
+    payload         BLOB    NOT NULL, -- JSON in UTF-8, the bytes that were sent
+    checksum        INTEGER NOT NULL DEFAULT 0  -- of the other columns, see checksum.py
 ) STRICT;
 
 -- Each index ends with seq, because seq is the row's own key. Identities are found through the dedup index, which is

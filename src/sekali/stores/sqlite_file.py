@@ -1,99 +1,56 @@
-"""The SQLite file: opened safely, locked against a second server, its schema made or refused.
+"""Connections to the SQLite file: opened safely, with the settings that a commit rests on.
 
 Durability rests on two settings, set here and read back: the write-ahead log and ``synchronous=FULL``, with which
 SQLite syncs the log before a commit returns (https://www.sqlite.org/pragma.html#pragma_synchronous).
 """
 
-import fcntl
-import os
-import uuid
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 
 import apsw
 
 from sekali.errors import StartupError, StoreBroken
+from sekali.stores.checksum import DAMAGE
+from sekali.stores.folder import sync_file
+from sekali.stores.sqlite_schema import SCHEMA_VERSION, make_or_migrate, require_ours
 
-APPLICATION_ID = 0x53454B41  # "SEKA"
-SCHEMA_VERSION = 1
 SYNCHRONOUS_FULL = 2
 BUSY_TIMEOUT_MS = 5000
+LOG_BYTES_AT_ONCE = 64 * 1024  # SQLite writes at most 128 KiB at once
 # Before 3.51.3 two connections, one writing and one checkpointing, could lose a transaction.
 # https://www.sqlite.org/wal.html#walresetbug
 SQLITE_VERSION_MIN = 3051003
 
 
-class FolderLock:
-    """Holds ``<db_path>.lock`` for the life of a server: two writers on one file would give out the same seqs.
-
-    A file of its own, because closing any descriptor of the database itself would drop SQLite's own locks.
-    """
-
-    def __init__(self, db_path: Path) -> None:
-        self.path = db_path.with_name(db_path.name + ".lock")
-        try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StartupError(f"cannot open the lock {self.path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._descriptor)
-            raise StartupError(
-                f"{db_path} is in use by another sekali process; stop it first, or choose another DB_PATH"
-            ) from None
-
-    def release(self) -> None:
-        """Let the next server in. May be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def index_folder(db_path: Path) -> Path:
-    """Return the folder of the dedup index of a store."""
-    return db_path.with_name(db_path.name + ".index")
-
-
-def make_folder(db_path: Path) -> None:
-    """Make the folder of the store.
-
-    Raises:
-        StartupError: it cannot be made or written to.
-
-    """
-    try:
-        db_path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartupError(
-            f"cannot make the folder {db_path.parent}: {error.strerror}; choose another DB_PATH"
-        ) from None
-    if not os.access(db_path.parent, os.W_OK):
-        raise StartupError(f"the folder {db_path.parent} cannot be written to; choose another DB_PATH or its owner")
-
-
-def open_writer(db_path: Path) -> apsw.Connection:
+def open_writer(db_path: Path, vfs: str | None = None, *, may_be_new: bool = True) -> apsw.Connection:
     """Open the one connection that writes, making the file and its schema where there is none.
 
+    Without ``may_be_new`` there has to be a store.
+
     Raises:
-        StartupError: the file is not ours, or newer than this program, or SQLite is not safe.
+        StartupError: the file is not ours, or newer than this program, or gone, or SQLite is not safe.
         StoreBroken: SQLite cannot open it.
 
     """
     if apsw.SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN:
         raise StartupError(f"SQLite {apsw.sqlite_lib_version()} can lose transactions; install apsw 3.51.3 or later")
     try:
-        connection = apsw.Connection(str(db_path))
+        _write_log_again(db_path, vfs)
+        connection = apsw.Connection(str(db_path), vfs=vfs)
     except apsw.Error as error:
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     try:
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-        _require_ours(connection, db_path)
+        if require_ours(connection, db_path) == 0 and not may_be_new:
+            raise StartupError(
+                f"there is no store at {db_path}, and there was one, as the high-water mark beside it tells: put the "
+                "file back, together with the one that ends in -wal, or restore a backup; to begin an empty log "
+                "instead, start with --accept-lost-tail"
+            )
         _make_durable(connection)
-        with connection:
-            _make_schema(connection)
-    except apsw.Error as error:
+        make_or_migrate(connection)
+        sync_file(db_path.parent)  # SQLite does too, and takes no notice where that fails
+    except (apsw.Error, OSError, *DAMAGE) as error:
         close_quietly(connection)
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     except StartupError:
@@ -102,20 +59,24 @@ def open_writer(db_path: Path) -> apsw.Connection:
     return connection
 
 
-def open_checkpointer(db_path: Path) -> apsw.Connection:
+def open_checkpointer(db_path: Path, vfs: str | None = None) -> apsw.Connection:
     """Open a connection for checkpoints only, beside a writer.
 
     Raises:
         apsw.Error: SQLite cannot open it.
 
     """
-    connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE)
-    connection.pragma("synchronous", "full")
-    connection.wal_autocheckpoint(0)
+    connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs)
+    try:
+        connection.pragma("synchronous", "full")
+        connection.wal_autocheckpoint(0)
+    except apsw.Error:
+        close_quietly(connection)
+        raise
     return connection
 
 
-def open_reader(db_path: Path) -> apsw.Connection:
+def open_reader(db_path: Path, vfs: str | None = None) -> apsw.Connection:
     """Open a connection that only reads and never checkpoints.
 
     Raises:
@@ -123,14 +84,19 @@ def open_reader(db_path: Path) -> apsw.Connection:
 
     """
     try:
-        connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READONLY)
+        connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
     except apsw.Error as error:
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
     try:
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-        _require_ours(connection, db_path)
-        if connection.pragma("user_version") == 0:
+        version = require_ours(connection, db_path)
+        if version == 0:
             raise StoreBroken(f"{db_path} is not a Sekali store")
+        if version < SCHEMA_VERSION:
+            raise StoreBroken(
+                f"{db_path} has schema {version}, and this program reads {SCHEMA_VERSION}: run sekali serve on it "
+                "once, which brings it up to date"
+            )
     except (apsw.Error, StartupError) as error:
         close_quietly(connection)
         raise StoreBroken(f"cannot open {db_path}: {error}") from error
@@ -143,24 +109,24 @@ def close_quietly(connection: apsw.Connection) -> None:
         connection.close(True)
 
 
-def sync_file(path: Path) -> None:
-    """Make a file, or the entries of a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _write_log_again(db_path: Path, vfs: str | None) -> None:
+    """Write the write-ahead log over with itself, and sync it.
+
+    A sync that fails leaves pages in memory that Linux takes for written: the next sync says that all is well, and is
+    wrong (https://wiki.postgresql.org/wiki/Fsync_Errors). What we read from the log, and build on, may be such pages.
+    """
+    path = db_path.with_name(db_path.name + "-wal")
+    if not path.exists():
+        return
+    file = apsw.VFSFile(vfs or "", str(path), [apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_WAL, 0])
     try:
-        os.fsync(descriptor)
+        size = file.xFileSize()
+        for offset in range(0, size, LOG_BYTES_AT_ONCE):
+            file.xWrite(file.xRead(min(LOG_BYTES_AT_ONCE, size - offset), offset), offset)
+        if size:
+            file.xSync(apsw.SQLITE_SYNC_FULL)
     finally:
-        os.close(descriptor)
-
-
-def _require_ours(connection: apsw.Connection, db_path: Path) -> None:
-    application_id = connection.pragma("application_id")
-    version = connection.pragma("user_version")
-    if application_id != APPLICATION_ID and (application_id or version or connection.pragma("schema_version")):
-        raise StartupError(f"{db_path} is an SQLite file of another program; choose another DB_PATH")
-    if version > SCHEMA_VERSION:
-        raise StartupError(
-            f"{db_path} has schema {version} and this program knows {SCHEMA_VERSION}: run a newer sekali"
-        )
+        file.xClose()
 
 
 def _make_durable(connection: apsw.Connection) -> None:
@@ -175,14 +141,3 @@ def _make_durable(connection: apsw.Connection) -> None:
             f"SQLite did not take the settings that make a commit durable (journal_mode={journal_mode}, "
             f"synchronous={synchronous}); is the store on a network file system? choose a local DB_PATH"
         )
-
-
-def _make_schema(connection: apsw.Connection) -> None:
-    if connection.pragma("user_version") == 0:
-        schema = resources.files("sekali.stores").joinpath("schema.sql").read_text()
-        connection.execute(schema)
-        connection.execute("INSERT INTO log (only, log_id) VALUES (1, '')")
-        connection.pragma("application_id", APPLICATION_ID)
-        connection.pragma("user_version", SCHEMA_VERSION)
-    # A new file and a backup opened for the first time: both begin a log of their own.
-    connection.execute("UPDATE log SET log_id = ? WHERE log_id = ''", (uuid.uuid4().hex,))

@@ -135,6 +135,11 @@ class Judge:
         chosen = self.is_new.tolist()
         return Columns._make(list(compress(column, chosen)) for column in columns)
 
+    def new_topic_names(self) -> Sequence[str]:
+        """Return the topics of what is new."""
+        topics = self._events.topics
+        return topics if self.new_count == len(self.is_new) else list(compress(topics, self.is_new.tolist()))
+
     def verdicts(self) -> list[Verdict]:
         """Return a verdict for each event, in order."""
         verdicts = list(map(Verdict, self.outcomes, self.seqs))

@@ -1,6 +1,7 @@
 """Reading the SQLite log in short transactions of bounded rows and bytes, so that no reader holds the WAL back."""
 
 import queue
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ import apsw
 import msgspec
 import numpy as np
 
-from sekali import jsonvalue
-from sekali.errors import StoreBroken
+from sekali.errors import StoreBroken, TookTooLong
 from sekali.ports import (
     PAGE_BYTES_MAX,
     Conflict,
@@ -20,30 +20,40 @@ from sekali.ports import (
     Page,
     Position,
     Query,
+    Readable,
     StoredEvent,
     Summary,
     TopicInfo,
     Unreadable,
 )
+from sekali.stores.checksum import DAMAGE, content_hash, row_checksums
 from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_file import close_quietly, open_reader
 from sekali.topics import is_pattern, matches
 
 SCAN_ROWS_MAX = 50_000
+READ_TIMEOUT_S = 10.0
+STEPS_BETWEEN_LOOKS = 20_000  # of SQLite's virtual machine: some tenths of a millisecond
 READERS_IDLE_MAX = 16
 
 _EVENT_COLUMNS = (
     "e.seq, t.topic, e.event_id, e.timestamp_ns, e.processed_at_ns, e.source, e.source_seq, e.payload, "
-    "coalesce(d.count, 0), d.last_at_ns"
+    "coalesce(d.count, 0), d.last_at_ns, e.checksum"
 )
+_PAYLOAD = 7  # its place among these
 _EVENT_JOINS = "CROSS JOIN topics t ON t.topic_id = e.topic_id LEFT JOIN duplicates d ON d.seq = e.seq"
 
 
 class Readers:
-    """A pool of read-only connections. Safe for any number of threads, each using one connection at a time."""
+    """A pool of read-only connections. Safe for any number of threads, each using one connection at a time.
 
-    def __init__(self, db_path: Path) -> None:
+    A reader that is still there after ``timeout_s`` is ended: the write-ahead log cannot start over before it.
+    """
+
+    def __init__(self, db_path: Path, vfs: str | None = None, *, timeout_s: float = READ_TIMEOUT_S) -> None:
         self._db_path = db_path
+        self._vfs = vfs
+        self._timeout_s = timeout_s
         self._idle: queue.LifoQueue[apsw.Connection] = queue.LifoQueue(READERS_IDLE_MAX)
 
     @contextmanager
@@ -52,18 +62,27 @@ class Readers:
 
         Raises:
             StoreBroken: SQLite cannot read the file.
+            TookTooLong: it was in use for more than ``timeout_s``.
 
         """
         try:
             connection = self._idle.get_nowait()
         except queue.Empty:
-            connection = open_reader(self._db_path)
+            connection = open_reader(self._db_path, self._vfs)
+        ends_at_s = time.monotonic() + self._timeout_s
+        connection.set_progress_handler(lambda: time.monotonic() > ends_at_s, STEPS_BETWEEN_LOOKS)
         try:
             with connection:
                 yield connection
-        except apsw.Error as error:
+        except apsw.InterruptError as error:
             close_quietly(connection)
-            raise StoreBroken(f"cannot read {self._db_path}: {error}") from error
+            raise TookTooLong(
+                f"the query took longer than {self._timeout_s:g} s (READ_TIMEOUT_S) and was ended; ask for less at "
+                "a time"
+            ) from error
+        except (apsw.Error, *DAMAGE) as error:
+            close_quietly(connection)
+            raise StoreBroken(f"cannot read {self._db_path}: {error}; run sekali verify") from error
         except BaseException:
             close_quietly(connection)
             raise
@@ -101,44 +120,61 @@ class Readers:
             }
         return [event_id for event_id in event_ids if event_id not in found]
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
         """See ``EventStore.topics``."""
         with self.snapshot() as connection:
+            where, bindings = _where([("topic > ?", after), *_of_topics(connection, "topic_id", readable)])
             return [
                 TopicInfo(*row)
                 for row in connection.execute(
                     "SELECT topic, stored, duplicates, conflicts, first_seq, last_seq, last_timestamp_ns "
-                    "FROM topics WHERE topic > ? ORDER BY topic LIMIT ?",
-                    (after, limit),
+                    f"FROM topics {where} ORDER BY topic LIMIT ?",
+                    (*bindings, limit),
                 )
             ]
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
         """See ``EventStore.conflicts``."""
         found: list[Conflict] = []
         size = 0
         with self.snapshot() as connection:
+            where, bindings = _where([("c.number > ?", after), *_of_topics(connection, "e.topic_id", readable)])
+            # Texts as blobs: a damaged one must not end the walk.
             for row in connection.execute(
-                "SELECT c.number, c.seq, t.topic, e.event_id, c.source, c.payload, c.count, c.first_at_ns, "
-                "c.last_at_ns FROM conflicts c CROSS JOIN events e ON e.seq = c.seq "
-                "CROSS JOIN topics t ON t.topic_id = e.topic_id WHERE c.number > ? ORDER BY c.number LIMIT ?",
-                (after, limit),
+                "SELECT c.number, c.seq, t.topic, CAST(e.event_id AS BLOB), CAST(c.source AS BLOB), c.payload, "
+                "c.count, c.first_at_ns, c.last_at_ns, c.content_hash "
+                "FROM conflicts c CROSS JOIN events e ON e.seq = c.seq "
+                f"CROSS JOIN topics t ON t.topic_id = e.topic_id {where} ORDER BY c.number LIMIT ?",
+                (*bindings, limit),
             ):
-                found.append(Conflict(*row))
+                found.append(_conflict(row))
                 size += len(found[-1].payload)
                 if size > PAGE_BYTES_MAX:
                     break
         return found
 
-    def summary(self) -> Summary:
+    def summary(self, readable: Readable = None) -> Summary:
         """See ``EventStore.summary``."""
         with self.snapshot() as connection:
+            if readable is not None:
+                return _readable_summary(connection, readable)
             row = connection.execute(
                 "SELECT log_id, (SELECT coalesce(max(seq), 0) FROM events), "
                 "(SELECT coalesce(max(topic_id), 0) FROM topics), received, stored, duplicate, conflict FROM log"
             ).get
         log_id, head, topics_count, *counts = row
         return Summary(log_id, head, topics_count, Lifetime(*counts))
+
+
+def _readable_summary(connection: apsw.Connection, readable: tuple[str, ...]) -> Summary:
+    where, bindings = _where(_of_topics(connection, "topic_id", readable))
+    row = connection.execute(
+        "SELECT (SELECT log_id FROM log), coalesce(max(last_seq), 0), count(*), coalesce(sum(stored), 0), "
+        f"coalesce(sum(duplicates), 0), coalesce(sum(conflicts), 0) FROM topics {where}",
+        bindings,
+    ).get
+    log_id, head, topics_count, *counts = row
+    return Summary(log_id, head, topics_count, Lifetime(sum(counts), *counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +201,15 @@ def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | Non
     bounds: list[tuple[str, Any]] = []
     filters: list[tuple[str, Any]] = []
     one_topic = False
-    if query.topic is not None:
-        topic_ids = _topic_ids(connection, query.topic)
+    if query.topic is not None or query.readable is not None:
+        topic_ids = _topic_ids(connection, query.topic, query.readable)
         if not topic_ids:
             return None
         one_topic = len(topic_ids) == 1
         if one_topic:
             bounds.append(("e.topic_id = ?", topic_ids[0]))
         else:
-            filters.append(("e.topic_id IN (SELECT value FROM json_each(?))", msgspec.json.encode(topic_ids).decode()))
+            filters.append(_one_of("e.topic_id", topic_ids))
     by_time = query.order.by_time
     time_conditions = bounds if by_time and candidates is None else filters
     if query.since_ns is not None:
@@ -190,7 +226,7 @@ def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | Non
     if query.event_id is not None:
         filters.append(("e.event_id = ?", query.event_id))
     if candidates is not None:
-        bounds.append(("e.seq IN (SELECT value FROM json_each(?))", msgspec.json.encode(candidates).decode()))
+        bounds.append(_one_of("e.seq", candidates))
     index = _index(by_time=by_time, one_topic=one_topic, by_seq=candidates is not None)
     key = ("timestamp_ns", "seq") if by_time else ("seq",)
     return _Scan(index, key, "DESC" if query.order.descending else "ASC", bounds, filters)
@@ -204,12 +240,38 @@ def _index(*, by_time: bool, one_topic: bool, by_seq: bool) -> str:
     return "INDEXED BY events_by_topic" if one_topic else "NOT INDEXED"
 
 
-def _topic_ids(connection: apsw.Connection, topic: str) -> list[int]:
-    if not is_pattern(topic):
-        return [topic_id for (topic_id,) in connection.execute("SELECT topic_id FROM topics WHERE topic = ?", (topic,))]
+def _one_of(column: str, values: Sequence[int]) -> tuple[str, str]:
+    return f"{column} IN (SELECT value FROM json_each(?))", msgspec.json.encode(values).decode()
+
+
+def _of_topics(connection: apsw.Connection, column: str, readable: Readable) -> list[tuple[str, Any]]:
+    """Return the condition that keeps a reader to what it may read; none where it may read everything."""
+    return [] if readable is None else [_one_of(column, _topic_ids(connection, None, readable))]
+
+
+def _topic_ids(connection: apsw.Connection, topic: str | None, readable: Readable) -> list[int]:
+    """Find the topics that a reader asks for, a topic or a pattern, and may read; None stands for any."""
+    asked = readable or () if topic is None else (topic,)
+    names = {name: topic_id for pattern in asked for topic_id, name in _topics_like(connection, pattern)}
     return [
-        topic_id for topic_id, name in connection.execute("SELECT topic_id, topic FROM topics") if matches(topic, name)
+        topic_id
+        for name, topic_id in names.items()
+        if readable is None or topic is None or any(matches(pattern, name) for pattern in readable)
     ]
+
+
+def _topics_like(connection: apsw.Connection, pattern: str) -> Iterator[tuple[int, str]]:
+    """Find topics by a pattern, among those alone that begin as it does."""
+    if not is_pattern(pattern):
+        yield from connection.execute("SELECT topic_id, topic FROM topics WHERE topic = ?", (pattern,))
+        return
+    start = pattern.partition("*")[0].rstrip("/")
+    end = start + chr(ord("/") + 1) if start else "\x7f"  # topics are ASCII
+    for topic_id, name in connection.execute(
+        "SELECT topic_id, topic FROM topics WHERE topic >= ? AND topic < ?", (start, end)
+    ):
+        if matches(pattern, name):
+            yield topic_id, name
 
 
 def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
@@ -225,8 +287,8 @@ def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
     try:
         rows = connection.execute(f"SELECT {_EVENT_COLUMNS} {statement}", (*bindings, query.limit + 1))
         found, is_cut = _take(rows, query.limit)
-        events, cut_at = _readable(found), Position(found[-1].seq, found[-1].timestamp_ns) if is_cut else None
-    except UnicodeDecodeError:  # a damaged text: find out which row, and give the others
+        events, cut_at = _checked(found), Position(found[-1][0], found[-1][3]) if is_cut else None
+    except DAMAGE:  # find out which row, and give the others
         rows = connection.execute(f"SELECT e.seq, e.timestamp_ns {statement}", (*bindings, query.limit + 1))
         events, cut_at = _read_damaged(connection, rows, query.limit)
     if cut_at is not None:
@@ -257,28 +319,46 @@ def _where(conditions: list[tuple[str, Any]]) -> tuple[str, tuple[Any, ...]]:
     return "WHERE " + " AND ".join(text for text, _ in conditions), tuple(bindings)
 
 
-def _take(rows: Iterator[Any], limit: int) -> tuple[list[StoredEvent], bool]:
+def _take(rows: Iterator[Any], limit: int) -> tuple[list[Any], bool]:
     """Take rows up to the page's limits; also tell whether there was one more."""
-    found: list[StoredEvent] = []
+    found: list[Any] = []
     size = 0
     for row in rows:
         if len(found) == limit or size > PAGE_BYTES_MAX:
             return found, True
-        event = StoredEvent(*row)
-        found.append(event)
-        size += len(event.payload)
+        found.append(row)
+        size += len(row[_PAYLOAD])
     return found, False
 
 
-def _readable(events: list[StoredEvent]) -> list[StoredEvent | Unreadable]:
-    if jsonvalue.is_readable([event.payload for event in events]):
-        return list(events)
+def _checked(rows: Sequence[Any]) -> list[StoredEvent | Unreadable]:
+    """Make events of rows, but of those that are not what was stored.
+
+    What was stored had been seen to be valid, so an equal checksum is all that has to be seen again.
+    """
+    if not rows:
+        return []
+    *columns, _, _, kept = zip(*rows, strict=True)
+    seqs, topics, event_ids, timestamps_ns, processed_at_ns, sources, source_seqs, payloads = columns
+    found = row_checksums(seqs, topics, event_ids, timestamps_ns, processed_at_ns, sources, source_seqs, payloads)
+    if found == list(kept):
+        return [StoredEvent(*row[:-1]) for row in rows]
     return [
-        event
-        if jsonvalue.is_readable([event.payload])
-        else Unreadable(event.seq, "the payload is not valid JSON: the row is damaged")
-        for event in events
+        StoredEvent(*row[:-1])
+        if checksum == row[-1]
+        else Unreadable(row[0], "the checksum does not fit: the row is damaged")
+        for row, checksum in zip(rows, found, strict=True)
     ]
+
+
+def _conflict(row: Any) -> Conflict:
+    number, seq, topic, event_id, source, payload, count, first_at_ns, last_at_ns, kept = row
+    try:
+        damaged = content_hash(source, payload) != kept
+        texts = event_id.decode(), source.decode()
+    except (msgspec.MsgspecError, RecursionError, *DAMAGE):
+        damaged, texts = True, ("", "")
+    return Conflict(number, seq, topic, *texts, payload, count, first_at_ns, last_at_ns, damaged)
 
 
 def _read_damaged(
@@ -293,7 +373,7 @@ def _read_damaged(
                 (seq,),
             ).fetchone()
             assert row is not None  # it was found in the same transaction
-            events.extend(_readable([StoredEvent(*row)]))
-        except UnicodeDecodeError:
-            events.append(Unreadable(seq, "a text is not valid UTF-8: the row is damaged"))
+            events.extend(_checked([row]))
+        except DAMAGE as error:
+            events.append(Unreadable(seq, f"the row is damaged: {error}"))
     return events, Position(*keys[limit - 1]) if len(keys) > limit else None

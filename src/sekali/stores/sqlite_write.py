@@ -3,7 +3,6 @@
 ``plan`` puts them together before the commit's turn comes, ``write`` hands them to SQLite.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ import apsw
 import msgspec
 import numpy as np
 
-from sekali import jsonvalue
+from sekali.stores.checksum import content_hash, row_checksums
 from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_judge import Judge, Variant
 from sekali.stores.sqlite_lookup import Columns
 
 # A statement takes and gives back the interpreter lock once, whatever its number of rows. More rows than this and its
 # text would be too long for apsw's cache of prepared statements (16 KiB).
-ROWS_PER_STATEMENT_MAX = 1024
+ROWS_PER_STATEMENT_MAX = 1000
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -46,23 +45,35 @@ class SeqsDiffer(Exception):
 
 def plan(judge: Judge, rows: Columns, processed_at_ns: int) -> Writes:
     """Put together what the judge decided; ``rows`` are the new events."""
+    last_seq = judge.first_seq + judge.new_count - 1
+    _, event_ids, timestamps_ns, sources, source_seqs, payloads = rows
+    checksums = row_checksums(
+        range(judge.first_seq, last_seq + 1),
+        judge.new_topic_names(),
+        event_ids,
+        timestamps_ns,
+        processed_at_ns,
+        sources,
+        source_seqs,
+        payloads,
+    )
     return Writes(
         [(topic_id, topic, _INT64_MAX, _INT64_MIN) for topic, topic_id in judge.new_topics.items()],
-        list(_inserts(rows, processed_at_ns)),
+        list(_inserts(rows, checksums, processed_at_ns)),
         np.sort(np.array(judge.duplicate_seqs, np.int64)),
         judge.variants,
         _figures(judge, rows),
         (judge.new_count, len(judge.duplicate_seqs), len(judge.variants)),
         processed_at_ns,
-        judge.first_seq + judge.new_count - 1,
+        last_seq,
     )
 
 
-def _inserts(rows: Columns, processed_at_ns: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _inserts(rows: Columns, checksums: Sequence[int], processed_at_ns: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
     start, left, size = 0, len(rows.topic_ids), ROWS_PER_STATEMENT_MAX
     while left:
-        if left >= size:  # powers of two, so that there are few statements to prepare
-            chunk = zip(*[column[start : start + size] for column in rows], strict=True)
+        if left >= size:  # 1000, 500, 250, … rows, so that there are few statements to prepare
+            chunk = zip(*[column[start : start + size] for column in (*rows, checksums)], strict=True)
             yield _insert(size), (processed_at_ns, *chain.from_iterable(chunk))
             start, left = start + size, left - size
         else:
@@ -73,8 +84,8 @@ def _inserts(rows: Columns, processed_at_ns: int) -> Iterator[tuple[str, tuple[A
 def _insert(rows: int) -> str:
     # seq is the next one by itself; processed_at, ?1, is the same for all rows.
     return (
-        "INSERT INTO events SELECT NULL,column1,column2,column3,?1,column4,column5,column6 "
-        f"FROM (VALUES (?2,?,?,?,?,?){',(?,?,?,?,?,?)' * (rows - 1)})"
+        "INSERT INTO events SELECT NULL,column1,column2,column3,?1,column4,column5,column6,column7 "
+        f"FROM (VALUES (?2,?,?,?,?,?,?){',(?,?,?,?,?,?,?)' * (rows - 1)})"
     )
 
 
@@ -109,7 +120,7 @@ def write(connection: apsw.Connection, groups: Sequence[Writes], conflict_bytes:
     counts = [sum(writes.counts[place] for writes in groups) for place in range(3)]
     connection.execute(
         "UPDATE log SET received = received + ?, stored = stored + ?, duplicate = duplicate + ?, "
-        "conflict = conflict + ?",
+        "conflict = conflict + ?, commits = commits + 1",
         (sum(counts), *counts),
     )
     return conflict_bytes
@@ -142,16 +153,16 @@ def _write_group(connection: apsw.Connection, writes: Writes) -> int:
 def _write_variants(connection: apsw.Connection, variants: Sequence[Variant], processed_at_ns: int) -> int:
     added = 0
     for seq, _, source, payload in variants:
-        content_hash = hashlib.sha256(source.encode() + b"\0" + jsonvalue.canonical(payload)).digest()
+        variant_hash = content_hash(source.encode(), payload)
         connection.execute(
             "UPDATE conflicts SET count = count + 1, last_at_ns = ? WHERE seq = ? AND content_hash = ?",
-            (processed_at_ns, seq, content_hash),
+            (processed_at_ns, seq, variant_hash),
         )
         if not connection.changes():
             connection.execute(
                 "INSERT INTO conflicts (seq, content_hash, source, payload, count, first_at_ns, last_at_ns) "
                 "VALUES (?, ?, ?, ?, 1, ?, ?)",
-                (seq, content_hash, source, payload, processed_at_ns, processed_at_ns),
+                (seq, variant_hash, source, payload, processed_at_ns, processed_at_ns),
             )
             added += len(payload) + len(source.encode())
     return added

@@ -2,13 +2,13 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from sekali.errors import CommitUnknown
 from sekali.event import Batch, Verdict
-from sekali.ports import Conflict, EventStore, Page, Progress, Query, Summary, TopicInfo, no_progress
+from sekali.ports import Conflict, EventStore, Page, Progress, Query, Readable, Summary, TopicInfo, no_progress
 
 
 class WrappedStore:
@@ -32,14 +32,17 @@ class WrappedStore:
     def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
         return self._store.missing(topic, event_ids)
 
-    def topics(self, after: str, limit: int) -> list[TopicInfo]:
-        return self._store.topics(after, limit)
+    def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
+        return self._store.topics(after, limit, readable)
 
-    def conflicts(self, after: int, limit: int) -> list[Conflict]:
-        return self._store.conflicts(after, limit)
+    def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
+        return self._store.conflicts(after, limit, readable)
 
-    def summary(self) -> Summary:
-        return self._store.summary()
+    def summary(self, readable: Readable = None) -> Summary:
+        return self._store.summary(readable)
+
+    def gauges(self) -> Mapping[str, float]:
+        return self._store.gauges()
 
     def close(self) -> None:
         self._store.close()
