@@ -12,3 +12,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--every-operation", action="store_true", help="tests/crash/test_every_operation.py: try every fault everywhere"
     )
     group.addoption("--every-operation-report", metavar="FILE", help="write the figures there as JSON")
+    group.addoption("--fuzz-minutes", type=float, metavar="M", help="tests/fuzz: make requests for so many minutes")
+    group.addoption("--fuzz-seed", type=int, metavar="SEED", help="the seed of a run to repeat")
+    group.addoption("--fuzz-report", metavar="FILE", help="write the figures there as JSON")
