@@ -260,7 +260,7 @@ _CONTENT_ENCODING = {
     "name": "Content-Encoding",
     "in": "header",
     "schema": {"type": "string"},
-    "description": "`gzip` where the body is compressed, else `identity` or nothing. The limit on the body holds for what "
+    "description": "`gzip` where the body is compressed, else `identity` or nothing. Its limit holds for what "
     "it stands for.",
 }
 EXISTS: dict[str, Any] = {
