@@ -26,7 +26,7 @@ from sekali.stores.memory import MemoryStore
 from sekali.testing import GatedStore
 
 MIB = 1024 * 1024
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class Transport(asyncio.Transport):
