@@ -6,7 +6,6 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -18,13 +17,14 @@ from sekali.api.access import Access, require_everything, require_reader, requir
 from sekali.api.body import Body, ByteBudget, header, read_whole
 from sekali.api.connections import Connections
 from sekali.api.negotiation import is_ndjson
+from sekali.api.paging import begin, page_of_events, page_response
 from sekali.api.problems import Kind, Problem
 from sekali.consumer import Consumer
 from sekali.errors import InvalidQuery, StoreBroken
 from sekali.event import Outcome, event_id_fault
 from sekali.keys import Grant
 from sekali.metrics import Metrics
-from sekali.ports import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, EventStore, Order, Position, Summary
+from sekali.ports import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, EventStore, Order, Position
 from sekali.settings import ServerSettings
 from sekali.timestamps import parse_timestamp
 from sekali.topics import is_pattern, pattern_fault, topic_fault
@@ -116,28 +116,17 @@ class Reading:
         if topic is not None and not is_pattern(topic):
             require_topic(grant, topic)
         if _wants_ndjson(request):
-            query, summary = await self._read(lambda: self._begin(query, cursor))
+            query, summary = await self._read(lambda: begin(self._store, query, cursor))
+            up_to = summary.head if query.up_to is None else query.up_to
             taken = request.scope["state"][TAKEN]
-            stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head), grant, taken)
+            stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=up_to), grant, taken)
             return StreamingResponse(stream, media_type=NDJSON)
 
-        def read() -> tuple[bytes, list[int] | None, Summary]:
-            placed, summary = self._begin(query, cursor)
-            page = self._store.read(placed)
-            position = None if page.next is None else [page.next.seq, page.next.timestamp_ns]
-            return wire.events_json(page.events), position, summary
+        def read() -> tuple[bytes, wire.Cursor | None]:
+            page, following = page_of_events(self._store, query, cursor)
+            return wire.events_json(page.events), following
 
-        return _page_response(request, _listing(query), *await self._read(read))
-
-    def _begin(self, query: ports.Query, cursor: str | None) -> tuple[ports.Query, Summary]:
-        """Put a query behind its cursor, if that is of this log."""
-        summary = self._store.summary(query.readable)
-        wire.require_not_above_head(query.after, summary)
-        if cursor is not None:
-            seq, timestamp_ns = wire.open_cursor(cursor, _listing(query), (int, int), summary).position
-            assert isinstance(seq, int) and isinstance(timestamp_ns, int)
-            query = replace(query, position=Position(seq, timestamp_ns))
-        return query, summary
+        return page_response(request, *await self._read(read))
 
     async def _stream(self, query: ports.Query, grant: Grant, taken: Taken) -> AsyncIterator[bytes]:
         """Give everything that matches, page by page; each page is a short transaction of its own.
@@ -171,13 +160,14 @@ class Reading:
         """Topics by name, with what each holds."""
         readable = _reader(request).readable
 
-        def read() -> tuple[bytes, list[str] | None, Summary]:
+        def read() -> tuple[bytes, wire.Cursor | None]:
             summary = self._store.summary(readable)
             after = "" if cursor is None else wire.open_cursor(cursor, "topics", (str,), summary).position[0]
             topics = self._store.topics(str(after), limit, readable)
-            return wire.topics_json(topics), [topics[-1].topic] if len(topics) == limit else None, summary
+            full = len(topics) == limit
+            return wire.topics_json(topics), wire.cursor(summary, "topics", topics[-1].topic) if full else None
 
-        return _page_response(request, "topics", *await self._read(read))
+        return page_response(request, *await self._read(read))
 
     async def conflicts(
         self,
@@ -188,14 +178,15 @@ class Reading:
         """Variants that were refused because their identity was taken, oldest first."""
         readable = _reader(request).readable
 
-        def read() -> tuple[bytes, list[int] | None, Summary]:
+        def read() -> tuple[bytes, wire.Cursor | None]:
             summary = self._store.summary(readable)
             after = 0 if cursor is None else wire.open_cursor(cursor, "conflicts", (int,), summary).position[0]
             conflicts = self._store.conflicts(int(after), limit, readable)
             full = len(conflicts) == limit or sum(len(conflict.payload) for conflict in conflicts) > PAGE_BYTES_MAX
-            return wire.conflicts_json(conflicts), [conflicts[-1].number] if full else None, summary
+            following = wire.cursor(summary, "conflicts", conflicts[-1].number) if full else None
+            return wire.conflicts_json(conflicts), following
 
-        return _page_response(request, "conflicts", *await self._read(read))
+        return page_response(request, *await self._read(read))
 
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
@@ -287,21 +278,6 @@ def _reader(request: Request) -> Grant:
 
 def _json(document: Any) -> Response:
     return Response(msgspec.json.encode(document), media_type="application/json")
-
-
-def _page_response(
-    request: Request, listing: str, body: bytes, position: list[int] | list[str] | None, summary: Summary
-) -> Response:
-    headers = {}
-    if position is not None:
-        cursor = wire.Cursor(summary.log_id, summary.head, listing, list(position)).token()
-        parameters = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-        headers["Link"] = f'<{request.url.path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'
-    return Response(body, media_type="application/json", headers=headers)
-
-
-def _listing(query: ports.Query) -> str:
-    return f"events by {query.order.value}"
 
 
 def _wants_ndjson(request: Request) -> bool:

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -129,13 +129,16 @@ def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
     )
 
 
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what a store can be asked for
+
+
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
     """Where a page ended: in which log and how far that had come, in which listing and order, and behind what."""
 
     log_id: str
-    head: int
+    head: _Int64
     listing: str
-    position: list[int | str]
+    position: list[_Int64 | str]
 
     def token(self) -> str:
         """Return the cursor as the opaque text that clients hand back."""
@@ -143,6 +146,11 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 _decode_cursor = msgspec.json.Decoder(Cursor).decode
+
+
+def cursor(summary: Summary, listing: str, *position: int | str) -> Cursor:
+    """Return the cursor of a page that ended here, in a log that is as the summary says."""
+    return Cursor(summary.log_id, summary.head, listing, list(position))
 
 
 def open_cursor(token: str, listing: str, position_types: tuple[type, ...], summary: Summary) -> Cursor:

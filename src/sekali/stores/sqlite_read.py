@@ -220,7 +220,10 @@ def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | Non
     if query.after:
         seq_conditions.append(("e.seq > ?", query.after))
     if query.up_to is not None:
-        seq_conditions.append(("e.seq <= ?", query.up_to))
+        newest = connection.execute("SELECT max(seq) FROM events").get or 0
+        # By time what came later stands among the rest: few rows are skipped, of many only a window is looked at.
+        skips_many = by_time and newest - query.up_to > SCAN_ROWS_MAX
+        (filters if skips_many else bounds).append(("e.seq <= ?", query.up_to))
     if query.source is not None:
         filters.append(("e.source = ?", query.source))
     if query.event_id is not None:
