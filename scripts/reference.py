@@ -1,6 +1,7 @@
 """Write the pages of docs/reference that come from the code. ``tests/test_docs.py`` holds them to it."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def settings_page() -> str:
         lines += ["", f"## {title}", "", "| environment | default | meaning |", "|---|---|---|"]
         for name, field in settings.model_fields.items():
             names = ", ".join(f"`{variable}`" for variable in environment_names(settings, name))
-            default = "none" if field.default is None else f"`{field.default}`"
+            default = "none" if field.default in (None, "") else f"`{field.default}`"
             lines.append(f"| {names} | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 
@@ -63,12 +64,12 @@ def cli_page() -> str:
         "| code | meaning |",
         "|---|---|",
         "| 0 | all went well; duplicates are fine |",
-        "| 1 | something was invalid or in conflict, or an audit found a fault |",
+        "| 1 | something was invalid, in conflict or refused (no key, no scope), or an audit found a fault |",
         "| 2 | the command was not understood |",
         "| 3 | no server could be reached within the time given, or the server or store could not be opened |",
         "| 130 | ended by Ctrl-C |",
     ]
-    for name, command in group.commands.items():
+    for name, command in _commands(group):
         arguments = [part.name.upper() for part in command.params if part.param_type_name == "argument"]
         lines += ["", f"## `sekali {name}`", "", (command.help or "").strip(), ""]
         lines.append(" ".join(["    sekali", name, "[OPTIONS]", *arguments]))
@@ -80,6 +81,15 @@ def cli_page() -> str:
             names = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.name.upper()]
             lines.append(f"| {', '.join(f'`{flag}`' for flag in names)} | {_cell(parameter.help)} |")
     return "\n".join(lines) + "\n"
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give every command with its whole name, those of groups too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
 
 
 def _cell(text: str | None) -> str:
