@@ -91,6 +91,7 @@ def check_late_events(
     for page in pages(store, query):
         seen += page
         count += 1
+        assert len(seen) <= len(expected), "what came late is shown"
         log.add(late)
     assert seen == expected
     return count
