@@ -21,16 +21,15 @@ Pair = tuple[int, str]  # topic_id and source
 Range = tuple[int, int]  # first and last
 _Places = npt.NDArray[np.intp]
 
-# Of each run, as topic_id, source, and first and last number that touch it: the range that holds the first of these or
-# is the next before it, and those that begin up to the last.
-_BEFORE = (
-    "SELECT first FROM source_ranges WHERE topic_id = (run.value ->> 0) AND source = (run.value ->> 1) "
-    "AND first <= (run.value ->> 2) ORDER BY first DESC LIMIT 1"
-)
+# Of each run: the range that holds the number before it, or is the next before that, and those that begin up to the
+# number behind it.
 _TOUCHED = (
-    "SELECT json_group_array(json_array(run.key, r.first, r.last)) FROM json_each(?) run CROSS JOIN source_ranges r "
-    "ON r.topic_id = (run.value ->> 0) AND r.source = (run.value ->> 1) AND r.last >= (run.value ->> 2) "
-    f"AND r.first <= (run.value ->> 3) AND r.first >= coalesce(({_BEFORE}), run.value ->> 2)"
+    "WITH run AS MATERIALIZED (SELECT key, value ->> 0 AS topic_id, value ->> 1 AS source, value ->> 2 AS before, "
+    "value ->> 3 AS behind FROM json_each(?)) "
+    "SELECT json_group_array(json_array(run.key, r.first, r.last)) FROM run CROSS JOIN source_ranges r "
+    "ON r.topic_id = run.topic_id AND r.source = run.source AND r.last >= run.before AND r.first <= run.behind "
+    "AND r.first >= coalesce((SELECT first FROM source_ranges WHERE topic_id = run.topic_id AND source = run.source "
+    "AND first <= run.before ORDER BY first DESC LIMIT 1), run.before)"
 )
 
 
@@ -61,9 +60,10 @@ def plan_sources(rows: Columns, numbered_topics: AbstractSet[int]) -> SourceWrit
     none_count = rows.source_seqs.count(None)
     if none_count == len(rows.source_seqs) and numbered_topics.isdisjoint(rows.topic_ids):
         return None
-    places: dict[Pair, int] = {}
-    owners = np.array([places.setdefault(pair, len(places)) for pair in zip(rows.topic_ids, rows.sources, strict=True)])
-    pairs = list(places)
+    of_events = list(zip(rows.topic_ids, rows.sources, strict=True))
+    pairs = list(dict.fromkeys(of_events))
+    places = {pair: place for place, pair in enumerate(pairs)}
+    owners = np.array([places[pair] for pair in of_events])
     later, unnumbered = [0] * len(pairs), {}
     if none_count == 0:
         numbers = np.array(rows.source_seqs, np.int64)
