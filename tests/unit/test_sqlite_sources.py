@@ -100,7 +100,7 @@ def test_a_source_that_counts_on_stays_one_row_that_one_statement_moves() -> Non
     tables.connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, lambda found: statements.append(found["sql"]))
     for start in range(0, 5000, 500):
         tables.write(tables.plan([(1, "a", start + number) for number in range(500)]))
-    assert [statement.split()[0] for statement in statements] == ["SELECT", "INSERT", "INSERT"] * 10
+    assert [statement.split()[0] for statement in statements] == ["WITH", "INSERT", "INSERT"] * 10
     assert tables.ranges() == [(1, "a", 0, 4999)]
 
 

@@ -5,21 +5,18 @@ A source that counts on costs one row whatever the number of its events.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import apsw
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from sekali.event import SOURCE_SEQ_MAX, SOURCE_SEQ_MIN
 from sekali.stores.sqlite_lookup import Columns
 
 Pair = tuple[int, str]  # topic_id and source
 Range = tuple[int, int]  # first and last
-_Places = npt.NDArray[np.intp]
 
 # Of each run: the range that holds the number before it, or is the next before that, and those that begin up to the
 # number behind it.
@@ -37,19 +34,20 @@ _TOUCHED = (
 class SourceWrites:
     """What new events tell of their sources.
 
-    ``runs`` are those of one source after the other, rising and with a gap between any two. ``counts`` are of each
-    source with runs: events with a number, and those without that come after the first with one. ``unnumbered`` counts
-    all events without a number, of sources that may have had one before.
+    ``runs`` are the numbers of each source, rising and with a gap between any two runs, and ``numbered`` how many
+    events had them. ``later`` counts events without a number after the first of the same source with one; ``earlier``
+    all without one whose source may have numbered others before.
     """
 
-    runs: list[tuple[Pair, Range]]
-    counts: dict[Pair, tuple[int, int]]
-    unnumbered: dict[Pair, int]
+    runs: dict[Pair, list[Range]]
+    numbered: dict[Pair, int]
+    later: dict[Pair, int]
+    earlier: dict[Pair, int]
 
     @property
     def topics(self) -> set[int]:
-        """The topics with runs."""
-        return {topic_id for topic_id, _ in self.counts}
+        """The topics with numbers."""
+        return {topic_id for topic_id, _ in self.runs}
 
 
 def plan_sources(rows: Columns, numbered_topics: AbstractSet[int]) -> SourceWrites | None:
@@ -57,76 +55,52 @@ def plan_sources(rows: Columns, numbered_topics: AbstractSet[int]) -> SourceWrit
 
     ``numbered_topics`` are those in which a source has numbered an event before.
     """
-    none_count = rows.source_seqs.count(None)
-    if none_count == len(rows.source_seqs) and numbered_topics.isdisjoint(rows.topic_ids):
+    if rows.source_seqs.count(None) == len(rows.source_seqs) and numbered_topics.isdisjoint(rows.topic_ids):
         return None
-    of_events = list(zip(rows.topic_ids, rows.sources, strict=True))
-    pairs = list(dict.fromkeys(of_events))
-    places = {pair: place for place, pair in enumerate(pairs)}
-    owners = np.array([places[pair] for pair in of_events])
-    later, unnumbered = [0] * len(pairs), {}
-    if none_count == 0:
-        numbers = np.array(rows.source_seqs, np.int64)
-    else:
-        numbers = np.array([number for number in rows.source_seqs if number is not None], np.int64)
-        has_number = np.array([number is not None for number in rows.source_seqs])
-        later = _later(owners, has_number, len(pairs))
-        without = np.bincount(owners[~has_number], minlength=len(pairs)).tolist()
-        unnumbered = {pair: n for pair, n in zip(pairs, without, strict=True) if n and pair[0] in numbered_topics}
-        owners = owners[has_number]
-    numbered = np.bincount(owners, minlength=len(pairs)).tolist()
-    counts = {pair: (n, after) for pair, n, after in zip(pairs, numbered, later, strict=True) if n}
-    return SourceWrites(_runs(pairs, owners, numbers), counts, unnumbered)
+    given: dict[Pair, list[int | None]] = defaultdict(list)
+    for pair, number in zip(zip(rows.topic_ids, rows.sources, strict=True), rows.source_seqs, strict=True):
+        given[pair].append(number)
+    writes = SourceWrites({}, {}, {}, {})
+    for pair, some in given.items():
+        numbers = [number for number in some if number is not None]
+        if numbers:
+            writes.runs[pair] = _runs(numbers)
+            writes.numbered[pair] = len(numbers)
+            writes.later[pair] = some[some.index(numbers[0]) :].count(None)
+        if len(numbers) < len(some) and pair[0] in numbered_topics:
+            writes.earlier[pair] = len(some) - len(numbers)
+    return writes
 
 
-def _later(owners: _Places, has_number: npt.NDArray[np.bool_], pair_count: int) -> list[int]:
-    """Count for each pair the events without a number that come after its first with one."""
-    positions = np.arange(len(owners))
-    first_at = np.full(pair_count, len(owners))
-    np.minimum.at(first_at, owners[has_number], positions[has_number])
-    is_later = ~has_number & (positions > first_at[owners])
-    counts: list[int] = np.bincount(owners[is_later], minlength=pair_count).tolist()
-    return counts
-
-
-def _runs(pairs: Sequence[Pair], owners: _Places, numbers: npt.NDArray[np.int64]) -> list[tuple[Pair, Range]]:
-    if not len(numbers):
-        return []
-    order = np.lexsort((numbers, owners))
-    owners, numbers = owners[order], numbers[order]
-    # Unsigned, because the distance of two numbers may be too large for a signed one.
-    distances = np.diff(numbers.view(np.uint64))
-    starts = np.flatnonzero(np.concatenate(([True], (owners[1:] != owners[:-1]) | (distances > 1))))
-    ends = np.append(starts[1:], len(numbers)) - 1
-    columns = (owners[starts].tolist(), numbers[starts].tolist(), numbers[ends].tolist())
-    return [(pairs[place], (first, last)) for place, first, last in zip(*columns, strict=True)]
+def _runs(numbers: Iterable[int]) -> list[Range]:
+    ordered = sorted(set(numbers))
+    if ordered[-1] - ordered[0] == len(ordered) - 1:  # most often they count on
+        return [(ordered[0], ordered[-1])]
+    return _joined([(number, number) for number in ordered])
 
 
 def write_sources(connection: apsw.Connection, writes: SourceWrites) -> None:
     """Add to the tables of sources, inside the transaction of the events."""
-    if writes.unnumbered:  # before the sources that are new now: theirs are counted from their first number on
+    if writes.earlier:  # before the sources that are new now, of which only the later ones count
         connection.execute(
             "UPDATE sources SET unnumbered = unnumbered + (f.value ->> 2) FROM json_each(?) f "
             "WHERE topic_id = (f.value ->> 0) AND source = (f.value ->> 1)",
-            (_json([(*pair, count) for pair, count in writes.unnumbered.items()]),),
+            (_json([(*pair, count) for pair, count in writes.earlier.items()]),),
         )
     if not writes.runs:
         return
-    runs: dict[Pair, list[Range]] = defaultdict(list)
-    for pair, run in writes.runs:
-        runs[pair].append(run)
     gone: list[tuple[int, str, int]] = []
     changed: list[tuple[int, str, int, int]] = []
     added: list[tuple[int, str, int, int, int, int]] = []
     touched = _touched(connection, writes.runs)
-    for pair, new in runs.items():
+    for pair, runs in writes.runs.items():
         old = touched[pair]
-        joined = _joined([*old, *new])
+        joined = _joined([*old, *runs])
         changed += [(*pair, *one) for one in joined if one not in old]
         firsts = {first for first, _ in joined}
         gone += [(*pair, first) for first, _ in old if first not in firsts]
         received = sum(map(_length, joined)) - sum(map(_length, old))
-        added.append((*pair, *writes.counts[pair], received, len(joined) - len(old)))
+        added.append((*pair, writes.numbered[pair], writes.later[pair], received, len(joined) - len(old)))
     if gone:
         connection.execute(
             "DELETE FROM source_ranges WHERE (topic_id, source, first) IN "
@@ -146,13 +120,18 @@ def write_sources(connection: apsw.Connection, writes: SourceWrites) -> None:
     )
 
 
-def _touched(connection: apsw.Connection, runs: Sequence[tuple[Pair, Range]]) -> dict[Pair, set[Range]]:
+def _touched(connection: apsw.Connection, runs: Mapping[Pair, Sequence[Range]]) -> dict[Pair, set[Range]]:
     """Return the stored ranges that runs overlap with or stand beside. All of them in one step."""
-    asked = [(*pair, max(first - 1, SOURCE_SEQ_MIN), min(last + 1, SOURCE_SEQ_MAX)) for pair, (first, last) in runs]
-    found = connection.execute(_TOUCHED, (_json(asked),)).get
+    pairs = [pair for pair, some in runs.items() for _ in some]
+    ends = [
+        (max(first - 1, SOURCE_SEQ_MIN), min(last + 1, SOURCE_SEQ_MAX))
+        for some in runs.values()
+        for first, last in some
+    ]
+    asked = [(*pair, *both) for pair, both in zip(pairs, ends, strict=True)]
     touched: dict[Pair, set[Range]] = defaultdict(set)
-    for place, first, last in msgspec.json.decode(found):
-        touched[runs[place][0]].add((first, last))
+    for place, first, last in msgspec.json.decode(connection.execute(_TOUCHED, (_json(asked),)).get):
+        touched[pairs[place]].add((first, last))
     return touched
 
 
