@@ -17,6 +17,7 @@ from crash.account import Account
 from crash.killing import MOMENTS, STOPPED, UNDER_LOAD, kill_again_and_again, schedule
 from sekali.bench import machine
 
+TEST = "tests/crash/test_kills.py::test_nothing_acknowledged_is_lost_by_kills"
 KILLS = 50
 CONTROL_KILLS = 10
 RESTARTS = 5
@@ -39,8 +40,8 @@ def test_nothing_acknowledged_is_lost_by_kills(
             Console().print(account.table())
         report: str | None = pytestconfig.getoption("--kills-report")
         if report is not None:
-            command = f"python -m pytest tests/crash/test_kills.py --kills {kills} --kills-seed {seed}"
-            document = account.document(command, machine.facts(tmp_path))
+            options = f"--kills {kills} --kills-seed {seed} --kills-report {report}"
+            document = account.document(f"python -m pytest {TEST} {options}", machine.facts(tmp_path))
             Path(report).write_text(json.dumps(document, indent=1) + "\n")
     assert account.harm == {}
     _assert_it_happened(account, moments)

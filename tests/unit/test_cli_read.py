@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,7 +143,8 @@ def test_stats_watches_until_ctrl_c(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr("sekali.cli.read.time.sleep", sleep)
+    # Not time.sleep itself, which threads of other tests may be in.
+    monkeypatch.setattr(read, "time", SimpleNamespace(sleep=sleep))
     assert _run(fake, "stats", "--watch", *options).exit_code == 0
     assert len(fake.requests) == 2
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -101,14 +102,23 @@ class TestFiles:
         assert vfs.name not in apsw.vfs_names()
 
     def test_temporary_files_are_no_part_of_the_disk(self, folder: Callable[[], Path]) -> None:
+        names: list[object] = []
+
+        class Listening(FaultyVfs):
+            def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
+                names.append(name)
+                return super().xOpen(name, flags)
+
         disk = FaultyDisk()
-        with FaultyVfs(disk, folder()) as vfs:
+        with Listening(disk, folder()) as vfs:
             connection = connect(vfs)
             connection.pragma("temp_store", "file")
-            connection.execute("CREATE TEMP TABLE t AS SELECT 1; PRAGMA cache_spill = 1; PRAGMA temp.cache_size = 1")
-            connection.execute("INSERT INTO t SELECT randomblob(1000) FROM rows, rows, rows")
+            connection.execute("CREATE TEMP TABLE t (data BLOB); PRAGMA temp.cache_size = 1")
+            numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) "
+            connection.execute(f"INSERT INTO t {numbers} SELECT randomblob(1000) FROM n")
             connection.close()
-        assert disk.contents().keys() == {"a.db"}
+        assert None in names
+        assert {step.partition(" ")[2] for step in disk.trace} == {"a.db", "a.db-wal", "a.db-journal"}
 
 
 class TestErrors:

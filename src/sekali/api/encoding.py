@@ -71,7 +71,7 @@ class Gunzip:
             room -= len(piece)
             pieces.append(piece)
             rest = self._member.unconsumed_tail or self._member.unused_data
-            if rest or not (room or self._member.eof):  # with no room left, the member may hold some back
+            if rest:
                 self._waiting.appendleft(rest)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

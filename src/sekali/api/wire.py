@@ -129,16 +129,26 @@ def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
     )
 
 
+<<<<<<< HEAD
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what a store can be asked for
+=======
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what a store can look for
+>>>>>>> main
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
     """Where a page ended: in which log and how far that had come, in which listing and order, and behind what."""
 
     log_id: str
+<<<<<<< HEAD
     head: _Int64
     listing: str
     position: list[_Int64 | str]
+=======
+    head: _Integer
+    listing: str
+    position: list[_Integer | str]
+>>>>>>> main
 
     def token(self) -> str:
         """Return the cursor as the opaque text that clients hand back."""

@@ -34,10 +34,10 @@ class Checkpointer:
         self._writer = writer
         self._connection = open_checkpointer(db_path, vfs)
         self._pages = 0  # in the log, after the last commit
+        self._almost_done = False
         self._changed = threading.Condition()  # guards what is below
         self._wanted = False
         self._copying = False
-        self._almost_done = False
         self._closing = False
         writer.set_wal_hook(self._committed)  # in the place of SQLite's own, which would checkpoint inside the commit
         self._thread = threading.Thread(target=self._run, name="sekali-checkpoint", daemon=True)

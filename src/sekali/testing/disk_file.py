@@ -22,11 +22,10 @@ class DiskFile:
         """Write at any place; what lies between the end and there becomes zeros."""
         if not len(data):
             return
-        old_size = len(self.content)
-        if offset > old_size:
+        if offset > len(self.content):
             _resize(self.content, offset)
         self.content[offset : offset + len(data)] = data
-        self._changed(min(offset, old_size), offset + len(data))
+        self._changed(offset, offset + len(data))
 
     def truncate(self, size: int) -> None:
         """Make the file longer or shorter."""

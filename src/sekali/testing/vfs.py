@@ -125,10 +125,6 @@ def _as_sqlite(code: int) -> Iterator[None]:
     """Turn what the disk raises into what SQLite understands: ``code``, or that the disk is full."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise apsw.exception_for(
-            apsw.SQLITE_CANTOPEN if code == apsw.SQLITE_CANTOPEN else apsw.SQLITE_IOERR_DELETE_NOENT
-        ) from error
     except OSError as error:
         full = error.errno == errno.ENOSPC and code == apsw.SQLITE_IOERR_WRITE
         raise apsw.exception_for(apsw.SQLITE_FULL if full else code) from error
