@@ -16,7 +16,7 @@ from sekali.api.connections import TAKEN_BYTES_MIN, Connections
 from sekali.api.cycle import CLOSE, Cycle, PublishCycle
 from sekali.api.problems import Kind, Problem
 from sekali.api.publish import Publish
-from sekali.api.read import TAKEN
+from sekali.api.read import ENDLESS, TAKEN
 from sekali.metrics import Ending
 
 HEADER_BYTES_MAX = 32 * 1024
@@ -74,9 +74,9 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.request.abandon()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Stay, where the client has asked everything it wants to and waits for the answer."""
+        """Stay, where the client has asked everything it wants to and waits for the end of the answer."""
         asked = self.cycle is not None and not self.cycle.response_complete and not self._in_body
-        if not asked or self.scheme == "https":
+        if not asked or self._is_endless or self.scheme == "https":
             return False
         self._ended = True
         self._stop_deadline()
@@ -262,6 +262,20 @@ class BoundedProtocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     # Clocks and ends.
+
+    @property
+    def _is_endless(self) -> bool:
+        """Whether the answer that goes out has no end: nobody waits for it."""
+        return (
+            self._running is not None
+            and not self._running.response_complete
+            and ENDLESS in self._running.scope["state"]
+        )
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._is_endless and self.flow.write_paused:
+            self.transport.abort()
 
     @property
     def idle_until_s(self) -> float | None:

@@ -1,0 +1,271 @@
+"""``GET /subscribe``: the log as Server-Sent Events, history first and then live.
+
+A stream takes its events from the feed. Where that has left it behind, and at the beginning, it reads the log by
+itself, up to where the feed has come. https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response
+
+from sekali import ports
+from sekali.api import models, wire
+from sekali.api.access import Access, require_topic
+from sekali.api.body import Receive, Scope, Send
+from sekali.api.read import ENDLESS, TAKEN, StreamCut, reader, topic_or_pattern
+from sekali.errors import InvalidQuery, SekaliError
+from sekali.feed import Feed
+from sekali.keys import Grant
+from sekali.metrics import Metrics
+from sekali.ports import EventStore, Position
+from sekali.topics import is_pattern
+
+HEARTBEAT_S = 15.0
+LOOK_INTERVAL_S = 1.0
+RETRY_MS = 2000  # how long a browser waits before it connects again
+PAGE_EVENTS = 1000
+PAGE_BYTES = 256 * 1024
+PIECE_BYTES = 64 * 1024  # sent at once: what a client has not taken of it is kept for each
+
+_Result = TypeVar("_Result")
+
+
+class Subscribing:
+    """The route over one store and its feed. ``stopping`` ends the streams when the server stops.
+
+    A stream on which nothing was sent for ``heartbeat_s`` gets a comment. Every ``look_interval_s`` it is seen which of
+    them are due, and whose key was revoked or has expired.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        feed: Feed,
+        readers: Executor,
+        stopping: asyncio.Event,
+        access: Access,
+        metrics: Metrics,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        look_interval_s: float = LOOK_INTERVAL_S,
+    ) -> None:
+        self.store = store
+        self.feed = feed
+        self.access = access
+        self.heartbeat_s = heartbeat_s
+        self._readers = readers
+        self._stopping = stopping
+        self._metrics = metrics
+        self._look_interval_s = look_interval_s
+        self._streams: set[_Stream] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self.router = APIRouter()
+        self.router.add_api_route("/subscribe", self.subscribe, methods=["GET"], **models.SUBSCRIBE)
+
+    async def subscribe(
+        self,
+        request: Request,
+        topic: Annotated[str | None, Query(description="A topic, or a pattern: `*` one segment, `**` any.")] = None,
+        after: Annotated[
+            str, Query(description="Where to begin: behind this seq, `earliest`, or `latest`: with what comes now.")
+        ] = "latest",
+        last_event_id: Annotated[
+            str | None, Header(description="The `id` of the last event that was seen; it counts before `after`.")
+        ] = None,
+    ) -> Response:
+        """Events as they are committed, in the order of seq, after those that are there already. Ends by no means."""
+        grant = reader(request)
+        topic = topic_or_pattern(topic)
+        if topic is not None and not is_pattern(topic):
+            require_topic(grant, topic)
+        if after not in {"earliest", "latest"} and not wire.is_seq(after):
+            raise InvalidQuery("after", "a seq, earliest or latest")
+
+        def look() -> tuple[ports.Summary, int]:
+            return self.store.summary(grant.readable), self.store.summary().head
+
+        summary, newest = await self.read(look)
+        start: int | None
+        if last_event_id:
+            start = wire.open_position(last_event_id, "Last-Event-ID", summary)
+        elif after == "latest":
+            start = None
+        else:
+            start = 0 if after == "earliest" else int(after)
+            wire.require_not_above_head(start, summary)
+        return _Stream(self, grant, topic, start, newest, summary)
+
+    def read(self, read: Callable[[], _Result]) -> asyncio.Future[_Result]:
+        """Read the store on a thread."""
+        return asyncio.get_running_loop().run_in_executor(self._readers, read)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server stops."""
+        return self._stopping.is_set()
+
+    def opened(self, stream: "_Stream") -> None:
+        """Look after a stream from now on."""
+        self._streams.add(stream)
+        self._metrics.followers += 1
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    def closed(self, stream: "_Stream") -> None:
+        """Look after it no more."""
+        self._streams.discard(stream)
+        self._metrics.followers -= 1
+
+    async def _look(self) -> None:
+        """Wake the streams that have something to do beside waiting for events, while there are any."""
+        try:
+            while self._streams and not self.is_stopping:
+                try:
+                    async with asyncio.timeout(self._look_interval_s):
+                        await self._stopping.wait()
+                except TimeoutError:
+                    pass
+                for stream in self._streams:
+                    if stream.is_over or stream.heartbeat_is_due:
+                        stream.wake()
+        finally:
+            self._looking = None
+
+
+class _Stream(Response):
+    """One answer. ``start`` is the seq behind which it begins, None: with what comes now."""
+
+    def __init__(
+        self,
+        subscribing: Subscribing,
+        grant: Grant,
+        topic: str | None,
+        start: int | None,
+        newest: int,
+        summary: ports.Summary,
+    ) -> None:
+        self.background = None
+        self._subscribing = subscribing
+        self._grant = grant
+        self._topic = topic
+        self._start = start
+        self._newest = newest
+        self._summary = summary
+        self._left = False
+        self._sent_at_s = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        subscribing = self._subscribing
+        scope["state"][ENDLESS] = True
+        self._send, self._taken = send, scope["state"][TAKEN]
+        following = subscribing.feed.following(self._topic, self._grant.readable, self._start, self._newest)
+        async with following as self._follower:
+            watching = asyncio.create_task(self._watch(receive))
+            subscribing.opened(self)
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await self._give(self._opening())
+                await self._run()
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                subscribing.closed(self)
+                watching.cancel()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has to end: the client left, the server stops, or the key is good no more."""
+        return self._left or self._subscribing.is_stopping or not self._subscribing.access.still_holds(self._grant)
+
+    @property
+    def heartbeat_is_due(self) -> bool:
+        """Whether nothing was sent for long."""
+        return asyncio.get_running_loop().time() - self._sent_at_s >= self._subscribing.heartbeat_s
+
+    def wake(self) -> None:
+        """Let it see what there is to do."""
+        self._follower.wake()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self.wake()
+
+    async def _run(self) -> None:
+        follower = self._follower
+        while not self.is_over:
+            if self.heartbeat_is_due:
+                await self._give(self._heartbeat())
+            elif follower.is_behind:
+                await self._read_by_itself()
+            elif (chunk := follower.take()) is not None:
+                await self._give(chunk)
+            else:
+                await follower.wait()
+
+    async def _read_by_itself(self) -> None:
+        """Give a page of what lies between its position and where the feed has come."""
+        follower, goal = self._follower, self._subscribing.feed.goal
+        position = None
+        if follower.position < goal.seq:
+            query = ports.Query(
+                topic=self._topic,
+                after=follower.position,
+                up_to=goal.seq,
+                limit=PAGE_EVENTS,
+                readable=self._grant.readable,
+                bytes_max=PAGE_BYTES,
+            )
+            try:
+                data, position = await self._subscribing.read(partial(self._page, query))
+            except SekaliError as error:
+                raise StreamCut(str(error)) from error
+            await self._give(data)
+        if position is None:
+            follower.arrive(goal)
+        else:
+            follower.position = position.seq
+
+    def _page(self, query: ports.Query) -> tuple[bytes, Position | None]:
+        page = self._subscribing.store.read(query)
+        return b"".join(wire.events_sse(self._summary.log_id, page.events)), page.next
+
+    def _opening(self) -> bytes:
+        """Return what comes first: a client that is cut off before its first event goes on from here all the same."""
+        position = self._follower.position
+        if self._grant.readable is not None and self._start is None:
+            position = min(position, self._summary.head)
+        return b"retry: %d\n%b\n" % (RETRY_MS, self._id(position))
+
+    def _heartbeat(self) -> bytes:
+        """Return a comment and how far the reader has come, which saves it to look through that when it comes back.
+
+        Who may not read everything is not told: for them there are no other events.
+        """
+        return b":\n%b\n" % (self._id(self._follower.position) if self._grant.readable is None else b"")
+
+    def _id(self, seq: int) -> bytes:
+        return b"id: %b\n" % wire.position_id(self._summary.log_id, seq).encode()
+
+    async def _give(self, data: bytes) -> None:
+        """Send it as the client takes it."""
+        for start in range(0, len(data), PIECE_BYTES):
+            if self.is_over:
+                return
+            await self._send(
+                {"type": "http.response.body", "body": data[start : start + PIECE_BYTES], "more_body": True}
+            )
+            await self._taken()
+        if data:
+            self._sent_at_s = asyncio.get_running_loop().time()
+
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold it back
+]
