@@ -8,3 +8,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kills", type=int, metavar="N", help="tests/crash/test_kills.py: kill the server N times")
     group.addoption("--kills-seed", type=int, metavar="SEED", help="the seed of a run to repeat")
     group.addoption("--kills-report", metavar="FILE", help="write the figures there as JSON")
+    group.addoption(
+        "--every-operation", action="store_true", help="tests/crash/test_every_operation.py: try every fault everywhere"
+    )
+    group.addoption("--every-operation-report", metavar="FILE", help="write the figures there as JSON")

@@ -12,7 +12,7 @@ from sekali.stores.dedup import DedupIndex
 from sekali.stores.identity import Hashes, HashIdentities
 from sekali.stores.index_files import Files
 from sekali.stores.index_run import RunDamaged
-from sekali.testing import FaultyFiles, Operation
+from sekali.testing import FaultyDisk, Operation
 
 LOG_ID = "0123456789abcdef0123456789abcdef"
 TOPIC = "topic"
@@ -87,7 +87,7 @@ class Story:
         run_keys: int = RUN_KEYS,
         hash_identities: HashIdentities = same_hashes,
     ) -> None:
-        self.files: Files = FaultyFiles() if files is None else files
+        self.files: Files = FaultyDisk() if files is None else files
         self.log = ListLog() if log is None else log
         self.run_keys = run_keys
         self._hash_identities = hash_identities
@@ -97,9 +97,9 @@ class Story:
         return DedupIndex(self.files, run_keys=self.run_keys, hash_identities=self._hash_identities, merge_share=1)
 
     @property
-    def disk(self) -> FaultyFiles:
+    def disk(self) -> FaultyDisk:
         """The files, as what can fail."""
-        assert isinstance(self.files, FaultyFiles)
+        assert isinstance(self.files, FaultyDisk)
         return self.files
 
     def recover(self) -> int:
@@ -180,13 +180,13 @@ class Story:
 
 def filled(times: int, *, run_keys: int = RUN_KEYS) -> tuple[ListLog, dict[str, bytes]]:
     """Return a log with so many events, and the files that its index leaves after a clean stop."""
-    files = FaultyFiles()
+    files = FaultyDisk()
     with Story(files, run_keys=run_keys) as story:
         story.append_and_settle(times)
     return story.log, files.contents()
 
 
-def hold(files: FaultyFiles, wanted: Callable[[str], bool], thread: str = "sekali-index") -> tuple[Event, Event]:
+def hold(files: FaultyDisk, wanted: Callable[[str], bool], thread: str = "sekali-index") -> tuple[Event, Event]:
     """Hold a thread before an operation, as written in ``trace``. Return what tells that it waits, and what ends it."""
     held, go_on = Event(), Event()
 

@@ -63,3 +63,12 @@ def test_no_machine_and_no_registry_is_named() -> None:
         is_text = path.suffix in {".md", ".toml", ".txt", ".yml", ".py", ".sh", ""}
         if path.is_file() and is_text and not hidden and path != Path(__file__) and "data" not in path.parts:
             assert not names.search(path.read_text(errors="replace")), path
+
+
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "testing.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_examples_for_tests_run_as_they_stand(number: int) -> None:
+    assert len(EXAMPLES) == 3
+    exec(compile(EXAMPLES[number], f"docs/testing.md, example {number}", "exec"), {})

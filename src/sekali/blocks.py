@@ -12,7 +12,7 @@ from sekali.ports import EventStore, Query, Readable, StoredEvent, Unreadable
 from sekali.topics import compile_pattern
 
 BLOCK_EVENTS_MAX = 1000
-BLOCK_BYTES_MAX = 512 * 1024
+BLOCK_BYTES_MAX = 64 * 1024  # of payloads; each follower that takes it slowly has a copy
 TOPICS_ASKED_MAX = 100  # by name in one read; beyond, everything is read
 TOPICS_KNOWN_MAX = 10_000
 

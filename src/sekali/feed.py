@@ -225,10 +225,12 @@ class Feed:
                     block = await loop.run_in_executor(self._thread, self._maker.make, self.head, up_to, wanted)
                 if not self._groups:
                     break
+                followers = self._put(block)
                 if block.end < up_to:
                     self._begun = block.end
                     self._wanted = None if wanted is None or self._wanted is None else self._wanted | wanted
-                await asyncio.sleep(PAUSE_PER_FOLLOWER_S * self._put(block))
+                else:
+                    await asyncio.sleep(PAUSE_PER_FOLLOWER_S * followers)
         finally:
             self._handing_on = None
         if not self._groups:

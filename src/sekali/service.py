@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NoReturn
 
 import structlog
 import uvicorn
@@ -68,9 +69,9 @@ def open_store(settings: ServerSettings, *, accept_lost_tail: bool = False) -> E
 def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], EventStore] = open_store) -> int:
     """Run the server until SIGTERM or SIGINT, and return the exit code.
 
-    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``. 4: commits failed
-    again and again, so that it gave up. A store of one's own, such as one that injects faults, comes in through
-    ``open_store``.
+    0: everything accepted was committed and answered. 1: that took longer than ``stop_timeout_s``. 4: it gave up,
+    because commits failed again and again, or because there is no memory left. A store of one's own, such as one that
+    injects faults, comes in through ``open_store``.
 
     Raises:
         StartupError: it cannot start; the message says what to do.
@@ -90,11 +91,31 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
         store = open_store(settings)
         stack.callback(store.close)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        code = runner.run(_serve(settings, store, listener, admission, tls))
-        if code == EXIT_TOO_LATE:
-            # To close the file would be to wait for the commit that does not end. What was acknowledged is safe.
+        try:
+            code = runner.run(_serve(settings, store, listener, admission, tls))
+        except MemoryError:
+            _end_without_memory()
+        if code != EXIT_OK:
+            # To close the file may be to wait for a commit that does not end. What was acknowledged is safe.
             os._exit(code)
         return code
+
+
+def _end_without_memory() -> NoReturn:
+    """End at once, for whoever watches the server to start it again: to stop in order would take memory, too."""
+    with contextlib.suppress(MemoryError):
+        log.error("ended: there is no memory left. What was acknowledged is on the disk. Start the server again")
+    os._exit(EXIT_GAVE_UP)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what no connection can be blamed for.
+
+    For want of memory the loop may have stopped to accept connections, which it would never do again by itself.
+    """
+    if isinstance(context.get("exception"), MemoryError) and "transport" not in context:
+        _end_without_memory()
+    loop.default_exception_handler(context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +294,7 @@ async def _serve(
             server.should_exit = True
 
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
 

@@ -3,6 +3,7 @@
 Faults that can be turned on and off are on while the file named by ``FAULT_FILE`` is there.
 """
 
+import asyncio
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from e2e.points import FAULT_FILE, RUN_KEYS, open_with_points
 from sekali import consumer, service, writer
+from sekali.api import publish
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
@@ -87,13 +89,37 @@ def _open_with_small_runs(settings: ServerSettings) -> SqliteStore:
     return SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max, run_keys=RUN_KEYS)
 
 
+def _open_and_lack_memory(settings: ServerSettings) -> EventStore:
+    """Let memory be lacking at one step of a request, which is the text of the file."""
+    api_publish: Any = publish  # what is replaced is not meant to be
+    decode, feed = api_publish.decode_json, api_publish.PublishRequest.feed
+
+    def lack_memory_to(step: str) -> None:
+        if FAULT_FILE.exists() and FAULT_FILE.read_text() == step:
+            raise MemoryError
+
+    def decode_or_fail(*arguments: Any, **options: Any) -> Any:
+        lack_memory_to("decode")
+        return decode(*arguments, **options)
+
+    def feed_or_fail(self: Any, data: bytes) -> None:
+        lack_memory_to("read")
+        asyncio.get_running_loop().call_soon(lack_memory_to, "go on")
+        feed(self, data)
+
+    api_publish.decode_json = decode_or_fail
+    api_publish.PublishRequest.feed = feed_or_fail
+    return service.open_store(settings)
+
+
 STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "failing": FailsWhileTold,
     "failing-after-commit": lambda store: FailsWhileTold(store, after_commit=True),
     "slow": SlowWhileTold,
     "held": HeldWhileTold,
     "acknowledges-before-commit": AcknowledgesBeforeCommit,
-    "points": lambda store: store,
+    "points": WrappedStore,
+    "no-memory": WrappedStore,
     "duplicating": DuplicatingStore,
     "small-runs": WrappedStore,
     "held-rebuild": RebuildHeldWhileTold,
@@ -104,6 +130,7 @@ OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
     "small-runs": _open_with_small_runs,
     "held-rebuild": _open_with_small_runs,
     "points": open_with_points,
+    "no-memory": _open_and_lack_memory,
 }
 
 

@@ -356,6 +356,11 @@ class ServerProcess:
         """The most that it ever had there."""
         return self._memory_bytes("VmHWM:")
 
+    @property
+    def address_space_bytes(self) -> int:
+        """The addresses that it has asked for, which is what RLIMIT_AS limits."""
+        return self._memory_bytes("VmSize:")
+
     def _memory_bytes(self, name: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition(name)[2].split()[0]) * 1024

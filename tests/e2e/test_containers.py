@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ READY_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.1
 
 EVENTS, STORED, DUPLICATES = 6000, 4800, 1200
+KEYS = {"SEKALI_BOOTSTRAP_KEY": "boot." + "b" * 43, "SEKALI_API_KEY": "boot." + "b" * 43}
 
 
 def run(command: list[str], env: dict[str, str] | None = None, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
@@ -63,11 +65,11 @@ class Stack:
 
     def __init__(self, compose: list[str]) -> None:
         self._compose = [*compose, "-p", f"sekali-test-{uuid.uuid4().hex[:12]}"]
-        self._env = {**os.environ, "SEKALI_PORT": "0", "SEKALI_PUBLISH_SEED": "7"}
+        self.env = {**os.environ, **KEYS, "SEKALI_PORT": "0", "SEKALI_PUBLISH_SEED": "7"}
 
     def compose(self, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run a compose command on the project."""
-        return run([*self._compose, *arguments], self._env, timeout_s)
+        return run([*self._compose, *arguments], self.env, timeout_s)
 
     def container(self, service: str) -> str:
         """Return the id of a service's container, also of one that has ended."""
@@ -80,11 +82,15 @@ class Stack:
 
     def get(self, path: str) -> bytes:
         """Return the body of an answer of the aggregator, asked through the published port."""
-        port = self.compose("port", "aggregator", "8080").rpartition(":")[2]
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Accept": "application/x-ndjson"})
+        headers = {"Accept": "application/x-ndjson", "Authorization": f"Bearer {KEYS['SEKALI_API_KEY']}"}
+        request = urllib.request.Request(f"http://{self.address()}{path}", headers=headers)
         with urllib.request.urlopen(request, timeout=10) as answer:
             body: bytes = answer.read()
         return body
+
+    def address(self) -> str:
+        """Return where the aggregator is published on this machine."""
+        return self.compose("port", "aggregator", "8080")
 
     def stats(self) -> Any:
         """Return the figures of the aggregator, once it answers."""
@@ -112,6 +118,15 @@ def stack() -> Iterator[Stack]:
         stack.compose("down", "--volumes", "--rmi", "local", "--remove-orphans")
 
 
+@pytest.mark.parametrize("name", KEYS)
+def test_compose_does_not_start_without_keys(name: str) -> None:
+    stack = Stack(compose_command())
+    for value in ({}, {name: ""}):
+        stack.env = {key: value for key, value in stack.env.items() if key != name} | value
+        with pytest.raises(AssertionError, match=name):
+            stack.compose("up", "--detach")
+
+
 def test_compose_publishes_once_and_keeps_it(stack: Stack) -> None:
     stack.compose("up", "--detach")
     code = run(["docker", "wait", stack.container("publisher")])
@@ -127,6 +142,14 @@ def test_compose_publishes_once_and_keeps_it(stack: Stack) -> None:
     assert user != "0"
     owners = stack.compose("exec", "-T", "aggregator", "stat", "-c", "%u", "/data", "/data/store.db")
     assert owners.split() == [user, user]
+
+    assert stack.address().startswith("127.0.0.1:")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://{stack.address()}/events", timeout=10)
+    made = stack.compose("exec", "-T", "aggregator", "sekali", "keys", "create", "--name", "ops", "--scope", "read:**")
+    assert made.splitlines()[0] not in stack.compose("logs", "aggregator")
+    owner = stack.compose("exec", "-T", "aggregator", "stat", "-c", "%u %a", "/data/store.db.keys")
+    assert owner == f"{user} 600"
 
     stack.compose("restart", "aggregator")
     stats = stack.stats()

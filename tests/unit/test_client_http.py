@@ -4,7 +4,7 @@ from email.utils import formatdate
 
 import pytest
 
-from fake_server import HANG_UP, FakeServer, Reply, fake_server, json_reply, problem
+from fake_server import HANG_UP, USUAL, FakeServer, Reply, fake_server, json_reply, problem
 from sekali.client.backoff import LONGEST_BOUND_S
 from sekali.client.errors import Gone, NotSekali, Refused, StreamCut, TooLarge, Unreachable
 from sekali.client.events import encode_event
@@ -214,3 +214,65 @@ def test_a_stream_that_is_refused(fake: FakeServer) -> None:
 def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(ValueError, match="not the URL of a server"):
         Server(url)
+
+
+def test_the_key_goes_with_every_request_and_into_no_message(fake: FakeServer) -> None:
+    fake.script.extend([json_reply([]), USUAL, Reply(200, b"", {"Content-Type": "application/x-ndjson"})])
+    with Server(fake.url, api_key="k1.secret", give_up_after_s=0) as server:
+        server.get("/events")
+        server.publish([EVENT])
+        list(server.stream("/events"))
+        fake.script.append(problem(401, "The request has no valid key", "the key has expired"))
+        with pytest.raises(Refused) as refused:
+            server.get("/events")
+    assert [request.headers["Authorization"] for request in fake.requests] == ["Bearer k1.secret"] * 4
+    assert {request.headers["User-Agent"] for request in fake.requests} == {"sekali-client"}
+    assert "secret" not in str(refused.value) + repr(server)
+
+
+def test_without_a_key_none_is_shown(fake: FakeServer) -> None:
+    with _server(fake, FakeTime()) as server:
+        server.publish([EVENT])
+    assert "Authorization" not in fake.requests[0].headers
+
+
+def test_a_key_is_not_sent_on_to_where_an_answer_points(fake: FakeServer) -> None:
+    fake.script.append(Reply(307, b"", {"Location": f"{fake.url}/elsewhere"}))
+    with Server(fake.url, api_key="k1.secret", give_up_after_s=0) as server, pytest.raises(NotSekali):
+        server.publish([EVENT])
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "key", ["", "k1", "k1.", ".hunter22", "k1.secret\r\nX-Evil: 1", "k1.sec ret", "k1.secr\u00e9t"]
+)
+def test_what_is_no_key_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValueError, match=r"id\.secret") as refused:
+        Server("http://127.0.0.1:1", api_key=key)
+    assert len(key) < 5 or key not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        (problem(401, "The request has no valid key", "send one"), "SEKALI_API_KEY"),
+        (
+            json_reply({"title": "t", "detail": "needs read:a", "missing_scopes": ["read:a"]}, 403),
+            "needs read:a. Use a key with that scope; on the server, sekali keys create",
+        ),
+        (problem(403, "t", "by a page of another site"), "another site$"),
+    ],
+)
+def test_a_refusal_for_want_of_a_key_says_what_to_do(fake: FakeServer, answer: Reply, advice: str) -> None:
+    for ask in (lambda server: server.publish([EVENT]), lambda server: list(server.stream("/events"))):
+        fake.script.append(answer)
+        with _server(fake, FakeTime()) as server, pytest.raises(Refused, match=advice):
+            ask(server)
+
+
+def test_429_is_waited_for_as_long_as_it_says(fake: FakeServer) -> None:
+    fake.script.extend([problem(429, "The key sends too much", "d", Retry_After="2")] * 2)
+    time = FakeTime()
+    with _server(fake, time) as server:
+        assert server.publish([EVENT]).stored == 1
+    assert time.slept_s == pytest.approx([2.05, 2.1])

@@ -15,7 +15,7 @@ from sekali.stores.dedup import FROZEN_MAX
 from sekali.stores.identity import hash_identities
 from sekali.stores.index_files import FolderFiles
 from sekali.stores.index_run import RunDamaged
-from sekali.testing import FaultyFiles
+from sekali.testing import FaultyDisk
 
 MERGED = 4 * RUN_KEYS  # keys of the smallest merged run
 
@@ -30,7 +30,7 @@ STEPS = st.integers(1, 3 * RUN_KEYS) | st.sampled_from(["settle", "recover", "re
 @example([RUN_KEYS] * 20, 2)
 @settings(deadline=None, max_examples=80)
 def as_in_a_dict(steps: list[int | str], distinct: int | None) -> None:
-    files = FaultyFiles()
+    files = FaultyDisk()
     with Story(files, hash_identities=same_hashes if distinct is None else weak_hashes(distinct)) as story:
         for step in steps:
             match step:
@@ -43,7 +43,7 @@ def as_in_a_dict(steps: list[int | str], distinct: int | None) -> None:
                 case "reopen":
                     story.reopen()
                 case _:
-                    files = FaultyFiles()
+                    files = FaultyDisk()
                     assert story.reopen(files) == story.log.head
             story.assert_exact()
         story.index.settle()
@@ -84,17 +84,17 @@ def test_a_commit_larger_than_a_table() -> None:
 def test_starts_with_what_no_run_holds() -> None:
     """A clean start reads nothing of the log but what was in memory."""
     log, contents = filled(10 * RUN_KEYS + 3)
-    with Story(FaultyFiles(contents), log) as story:
+    with Story(FaultyDisk(contents), log) as story:
         assert log.ranges_read == [(run_ranges(contents)[-1][1] + 1, log.head)]
         story.assert_exact()
-    empty = Story(FaultyFiles(), ListLog())
+    empty = Story(FaultyDisk(), ListLog())
     assert empty.recover() == 0
     empty.assert_exact()
     empty.index.close()
 
 
 def test_commits_and_lookups_do_not_wait_for_a_merge() -> None:
-    files = FaultyFiles()
+    files = FaultyDisk()
     with Story(files) as story:
         story.append_and_settle(3 * RUN_KEYS + 1)
         held, go_on = hold(files, lambda step: step.startswith(f"append {1:016x}-"))
@@ -113,7 +113,7 @@ def test_commits_and_lookups_do_not_wait_for_a_merge() -> None:
 
 def test_a_full_table_is_written_before_a_merge_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sekali.stores.index_merge.SLICE_KEYS", 1)
-    files = FaultyFiles()
+    files = FaultyDisk()
     with Story(files) as story:
         story.append_and_settle(3 * RUN_KEYS + 1)
         held, go_on = hold(files, lambda step: step.startswith(f"read {1:016x}-"))
@@ -131,7 +131,7 @@ def test_a_full_table_is_written_before_a_merge_goes_on(monkeypatch: pytest.Monk
 
 def test_closing_does_not_wait_for_a_merge_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sekali.stores.index_merge.SLICE_KEYS", 1)
-    files = FaultyFiles()
+    files = FaultyDisk()
     with Story(files) as story:
         story.append_and_settle(3 * RUN_KEYS + 1)
         held, go_on = hold(files, lambda step: step.startswith(f"read {1:016x}-"))
@@ -151,7 +151,7 @@ def test_closing_does_not_wait_for_a_merge_to_end(monkeypatch: pytest.MonkeyPatc
 
 
 def test_commits_wait_when_too_many_tables_wait() -> None:
-    files = FaultyFiles()
+    files = FaultyDisk()
     with Story(files) as story:
         held, go_on = hold(files, lambda step: step.startswith("create"))
         for _ in range(FROZEN_MAX + 1):
@@ -244,7 +244,7 @@ def test_a_rebuild_that_is_stopped_goes_on_where_it_was() -> None:
 
 class TestKey:
     def test_the_key_is_drawn_once_and_kept(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         with Story(files, hash_identities=hash_identities) as story:
             story.append_and_settle(3 * RUN_KEYS)
             before = story.hashes(story.log.event_ids)
@@ -256,13 +256,13 @@ class TestKey:
             story.recover()
             assert story.index.lookup(before)[1].tolist() != []  # prepared before the recovery, used after it
             assert story.hashes(story.log.event_ids).tolist() == before.tolist()
-            story.reopen(FaultyFiles())
+            story.reopen(FaultyDisk())
             assert not set(story.hashes(story.log.event_ids).tolist()) & set(before.tolist())
 
     def test_runs_with_another_key_are_dropped(self) -> None:
         """As when folders of two copies of a store were put together."""
         log = ListLog()
-        one, two = FaultyFiles(), FaultyFiles()
+        one, two = FaultyDisk(), FaultyDisk()
         with Story(one, log, hash_identities=hash_identities) as story:
             story.append_and_settle(4 * RUN_KEYS - 1)
         with Story(two, log, hash_identities=hash_identities):
@@ -271,6 +271,6 @@ class TestKey:
         first, *others = sorted(one.contents())
         mixed = {first: one.contents()[first]} | {name: two.contents()[name] for name in others}
         log.ranges_read.clear()
-        with Story(FaultyFiles(mixed), log, hash_identities=hash_identities) as story:
+        with Story(FaultyDisk(mixed), log, hash_identities=hash_identities) as story:
             assert log.ranges_read[0] == (RUN_KEYS + 1, 2 * RUN_KEYS)
             story.assert_exact()

@@ -8,7 +8,7 @@ import pytest
 from indexes import DEADLINE_S, RUN_KEYS, Story, filled, hold, run_name, run_ranges
 from sekali.stores.dedup import FROZEN_MAX
 from sekali.stores.index_run import BLOCK_BYTES, RunDamaged
-from sekali.testing import FaultyFiles, Operation
+from sekali.testing import FaultyDisk, Operation
 
 EVENTS = 3 * RUN_KEYS + 1  # three runs, and one key in memory: one more run and they are merged
 
@@ -16,7 +16,7 @@ EVENTS = 3 * RUN_KEYS + 1  # three runs, and one key in memory: one more run and
 @pytest.fixture
 def story() -> Story:
     log, contents = filled(EVENTS)
-    story = Story(FaultyFiles(contents), log)
+    story = Story(FaultyDisk(contents), log)
     story.recover()
     return story
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from indexes import LOG_ID, RUN_KEYS, ListLog, Story, filled, run_ranges
 from sekali.stores.index_run import BLOCK_BYTES, BLOCK_KEYS, FILTER_BITS_PER_KEY, TRAILER_BYTES, RunDamaged
-from sekali.testing import FaultyFiles
+from sekali.testing import FaultyDisk
 
 Contents = dict[str, bytes]
 LARGE_RUN_KEYS = 300  # more than a block holds
@@ -33,7 +33,7 @@ def settled() -> tuple[ListLog, Contents]:
 @pytest.fixture(scope="module")
 def one_run() -> tuple[ListLog, str, bytes]:
     """A log and the one file of its index, all of whose keys are in it."""
-    files = FaultyFiles()
+    files = FaultyDisk()
     with Story(files, run_keys=LARGE_RUN_KEYS) as story:
         story.append(LARGE_RUN_KEYS)
         story.append(1)
@@ -62,7 +62,7 @@ def test_any_byte_that_was_changed_is_noticed(one_run: tuple[ListLog, str, bytes
     places = regions(log.head, len(data))[part]
     story = Story(log=log, run_keys=LARGE_RUN_KEYS)
     for place in places[:: -(-len(places) // 50)]:
-        story.files = files = FaultyFiles({name: data})
+        story.files = files = FaultyDisk({name: data})
         files.damage(name, place, bits)
         story.assert_noticed()
         assert files.contents() == {name: data}  # made again, and the same
@@ -74,7 +74,7 @@ def test_a_file_that_was_cut_off_or_has_grown_is_noticed(one_run: tuple[ListLog,
     story = Story(log=log, run_keys=LARGE_RUN_KEYS)
     lengths = [*range(0, len(data), 101), *range(len(data) - TRAILER_BYTES - 20, len(data), 7), len(data) - 1]
     for cut in [*(data[:length] for length in lengths), data + b"\0", data + data[-TRAILER_BYTES:], data + data]:
-        story.files = FaultyFiles({name: cut})
+        story.files = FaultyDisk({name: cut})
         story.assert_noticed()
     story.index.close()
 
@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_off_or_has_grown_is_noticed(one_run: tuple[ListLog,
 def test_whole_files_are_not_read_again(one_run: tuple[ListLog, str, bytes]) -> None:
     """What the tests above rest on: without damage, nothing is made again."""
     log, name, data = one_run
-    with Story(FaultyFiles({name: data}), log, run_keys=LARGE_RUN_KEYS) as story:
+    with Story(FaultyDisk({name: data}), log, run_keys=LARGE_RUN_KEYS) as story:
         assert log.ranges_read == []
         story.assert_exact()
 
@@ -90,7 +90,7 @@ def test_whole_files_are_not_read_again(one_run: tuple[ListLog, str, bytes]) -> 
 def test_a_run_that_is_not_there_is_made_again_and_no_other(settled: tuple[ListLog, Contents]) -> None:
     log, contents = settled
     for name in contents:
-        files = FaultyFiles({other: data for other, data in contents.items() if other != name})
+        files = FaultyDisk({other: data for other, data in contents.items() if other != name})
         with Story(files, log) as story:
             story.assert_exact()
             first, last = run_ranges([name])[0]
@@ -99,7 +99,7 @@ def test_a_run_that_is_not_there_is_made_again_and_no_other(settled: tuple[ListL
 
 def test_all_runs_are_made_again_where_there_is_none(settled: tuple[ListLog, Contents]) -> None:
     log, _ = settled
-    with Story(FaultyFiles(), log) as story:
+    with Story(FaultyDisk(), log) as story:
         assert log.ranges_read == [*((start, start + 3) for start in range(1, 29, 4)), (29, 30)]
         story.assert_exact()
         story.index.settle()
@@ -125,7 +125,7 @@ def test_whatever_became_of_the_files_everything_is_found(
                 found[name] = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
             case "another's":
                 found[name] = data.draw(st.sampled_from(sorted(contents.values())))
-    with Story(FaultyFiles(found), log) as story:
+    with Story(FaultyDisk(found), log) as story:
         for _ in found:  # what is damaged inside of a block is found one by one
             try:
                 story.assert_exact()
@@ -140,7 +140,7 @@ class TestOfAnotherTime:
         for events in (1, 5, 13, 16, 17, 29):
             _, older = filled(events)
             covered = max((last for _, last in run_ranges(older)), default=0)
-            with Story(FaultyFiles(older), log) as story:
+            with Story(FaultyDisk(older), log) as story:
                 assert log.ranges_read[0][0] == covered + 1
                 story.assert_exact()
 
@@ -149,7 +149,7 @@ class TestOfAnotherTime:
         """The log was restored from an older copy; then other events get the seqs that the index knows."""
         log, contents = settled[0].copy(), settled[1]
         log.cut_back(head)
-        with Story(FaultyFiles(contents), log) as story:
+        with Story(FaultyDisk(contents), log) as story:
             story.assert_exact()
             kept = [last for _, last in run_ranges(contents) if last <= head]
             assert [first for first, _ in log.ranges_read] == (
@@ -170,7 +170,7 @@ class TestOfAnotherTime:
         log = settled[0].copy()
         log.cut_back(head)
         log.append([f"other {seq}" for seq in range(head, 40)], at_ns=10**6)
-        with Story(FaultyFiles(settled[1]), log) as story:
+        with Story(FaultyDisk(settled[1]), log) as story:
             kept = [last for _, last in run_ranges(settled[1]) if last <= head]
             assert log.ranges_read[0][0] == max(kept, default=0) + 1
             story.assert_exact()
@@ -204,7 +204,7 @@ class TestOfAnotherTime:
     def test_the_time_of_a_run_is_that_of_its_last_event(self) -> None:
         """Also of runs that recovery makes, and of what it puts into memory, with commits of several events."""
         log = ListLog()
-        files = FaultyFiles()
+        files = FaultyDisk()
         for _ in range(3):
             with Story(files, log) as story:
                 for count in (3, 1, 2, 5, 3):
@@ -222,7 +222,7 @@ class TestOfAnotherLog:
         log, contents = settled
         other = log.copy()
         other.log_id = LOG_ID[::-1]
-        with Story(FaultyFiles(contents), other) as story:
+        with Story(FaultyDisk(contents), other) as story:
             assert sum(last - first + 1 for first, last in other.ranges_read) == other.head
             story.assert_exact()
 
@@ -232,7 +232,7 @@ class TestLeftovers:
         log, contents = settled
         name, data = next(iter(contents.items()))
         left = contents | {name + ".partial": data, "0-ff.run.partial": b"", "notes.txt": b"hello", ".run": b""}
-        files = FaultyFiles(left)
+        files = FaultyDisk(left)
         with Story(files, log) as story:
             assert log.ranges_read == [(29, 30)]
             assert files.contents() == contents
@@ -242,7 +242,7 @@ class TestLeftovers:
         log, contents = settled
         _, before = filled(4 * RUN_KEYS)
         assert len(run_ranges(before)) == 3
-        files = FaultyFiles(before | contents)
+        files = FaultyDisk(before | contents)
         with Story(files, log) as story:
             assert log.ranges_read == [(29, 30)]
             assert files.contents() == contents
@@ -252,7 +252,7 @@ class TestLeftovers:
         log, contents = settled
         _, before = filled(4 * RUN_KEYS)
         merged = min(contents)
-        files = FaultyFiles(before | contents)
+        files = FaultyDisk(before | contents)
         files.damage(merged, len(contents[merged]) - 1)
         with Story(files, log) as story:
             assert log.ranges_read == [(13, 16), (29, 30)]
@@ -264,12 +264,12 @@ class TestLeftovers:
         log.cut_back(13)
         found: Contents = {}
         for run_keys, wanted in ((4, (1, 4)), (4, (5, 8)), (6, (7, 12))):
-            files = FaultyFiles()
+            files = FaultyDisk()
             with Story(files, log, run_keys=run_keys):
                 found |= {name: data for name, data in files.contents().items() if run_ranges([name]) == [wanted]}
         assert len(found) == 3
         log.ranges_read.clear()
-        with Story(FaultyFiles(found), log) as story:
+        with Story(FaultyDisk(found), log) as story:
             assert log.ranges_read == [(9, 12), (13, 13)]
             assert run_ranges(story.files.names()) == [(1, 4), (5, 8), (9, 12)]
             story.assert_exact()

@@ -12,8 +12,7 @@ from sekali.ports import no_progress
 from sekali.stores.high_water import HighWaterMark, Mark, MarkDamaged, mark_name
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
-from sekali.testing import FakeClock, FaultyFiles
-from sekali.testing.disk import Operation
+from sekali.testing import FakeClock, FaultyDisk, Operation
 
 
 def open_store(path: Path, *, accept_lost_tail: bool = False) -> SqliteStore:
@@ -48,7 +47,7 @@ def kill(store: SqliteStore, path: Path, target: Path) -> None:
 
 class TestMark:
     def test_it_is_read_back(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         water = HighWaterMark(files, "x.mark")
         assert water.read() is None
         water.advance(Mark("log", 3, 5))
@@ -57,7 +56,7 @@ class TestMark:
         assert list(files.contents()) == ["x.mark"]
 
     def test_it_is_written_once_a_second_at_most_and_at_the_end(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         water = HighWaterMark(files, "x.mark", interval_s=3600)
         for number in range(1, 1001):
             water.advance(Mark("log", number, number))
@@ -66,7 +65,7 @@ class TestMark:
         assert 1 <= files.trace.count("sync x.mark.new") <= 2
 
     def test_every_flipped_bit_of_it_is_noticed(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         water = HighWaterMark(files, "x.mark")
         water.advance(Mark("log", 3, 5))
         water.close()
@@ -81,7 +80,7 @@ class TestMark:
     def test_a_power_cut_leaves_the_old_one_or_the_new_one(self) -> None:
         seen = set()
         for number in range(1, 20):
-            files = FaultyFiles()
+            files = FaultyDisk()
             first = HighWaterMark(files, "x.mark")
             first.advance(Mark("log", 1, 1))
             first.close()
@@ -98,7 +97,7 @@ class TestMark:
         assert len(seen) == 2
 
     def test_what_cannot_be_written_is_tried_again(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         files.fail(errno.ENOSPC, only=[Operation.APPEND], at=1)
         water = HighWaterMark(files, "x.mark", interval_s=0)
         water.advance(Mark("log", 3, 5))

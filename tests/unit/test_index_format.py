@@ -11,7 +11,7 @@ import numpy as np
 from sekali.stores.identity import hash_identities
 from sekali.stores.index_merge import write_sorted
 from sekali.stores.index_run import RunId
-from sekali.testing import FaultyFiles
+from sekali.testing import FaultyDisk
 
 
 def test_the_hash_of_an_identity() -> None:
@@ -30,7 +30,7 @@ def test_topic_and_id_do_not_run_into_each_other() -> None:
 
 
 def test_the_bytes_of_a_run() -> None:
-    files = FaultyFiles()
+    files = FaultyDisk()
     hashes = np.arange(300, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # all over the place
     run_id = RunId(b"0123456789abcdef0123456789abcdef", 3, 1, 300, 99)
     write_sorted(files, "a.run", run_id, hashes, np.arange(1, 301))

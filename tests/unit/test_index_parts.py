@@ -14,7 +14,7 @@ from sekali.stores.identity import Hashes
 from sekali.stores.index_merge import FANOUT, RUN_LENGTH_MAX, choose_merge, merge, write_sorted
 from sekali.stores.index_run import BLOCK_KEYS, Run, RunDamaged, RunId, filter_masks, read_run_id
 from sekali.stores.index_table import HashTable, Positions, Seqs
-from sekali.testing import FaultyFiles
+from sekali.testing import FaultyDisk
 
 LOG_ID = b"0123456789abcdef0123456789abcdef"
 HASH_MAX = 2**64 - 1
@@ -84,7 +84,7 @@ class TestHashTable:
         assert pairs(table.find(np.array([5, 4, 5], np.uint64))) == [(0, 1), (0, 2), (2, 1), (2, 2)]
 
 
-def make_run(files: FaultyFiles, name: str, hashes: Hashes, first_seq: int) -> Run:
+def make_run(files: FaultyDisk, name: str, hashes: Hashes, first_seq: int) -> Run:
     run_id = RunId(LOG_ID, 3, first_seq, first_seq + len(hashes) - 1, 99)
     write_sorted(files, name, run_id, hashes, arange(first_seq, hashes))
     run = Run(files, name)
@@ -103,7 +103,7 @@ class TestRun:
     @example(np.full(BLOCK_KEYS + 1, HASH_MAX, np.uint64), 1)
     @settings(deadline=None, max_examples=80)
     def test_finds_what_was_written(self, hashes: Hashes, first_seq: int) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         run = make_run(files, "a.run", hashes, first_seq)
         wanted = wanted_of(hashes)
         assert find(run, wanted) == expected(hashes, first_seq, wanted)
@@ -114,7 +114,7 @@ class TestRun:
     def test_finds_every_key_at_every_size(self, size: int) -> None:
         for spread in (1, 2**32 + 1, HASH_MAX // size):
             hashes = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(spread)
-            run = make_run(FaultyFiles(), "a.run", hashes, 1)
+            run = make_run(FaultyDisk(), "a.run", hashes, 1)
             wanted = np.concatenate([hashes, hashes[::-1]])  # each twice
             assert find(run, wanted) == expected(hashes, 1, wanted)
             assert run.blocks == -(-size // BLOCK_KEYS)
@@ -122,7 +122,7 @@ class TestRun:
     @pytest.mark.parametrize("size", SIZES)
     def test_reads_its_keys_in_order(self, size: int) -> None:
         hashes = np.random.default_rng(size).integers(0, 50, size, np.uint64)
-        run = make_run(FaultyFiles(), "a.run", hashes, 5)
+        run = make_run(FaultyDisk(), "a.run", hashes, 5)
         parts = [run.read_blocks(start, min(start + 2, run.blocks)) for start in range(0, run.blocks, 2)]
         assert np.concatenate([part for part, _ in parts]).tolist() == sorted(hashes.tolist())
         assert sorted(np.concatenate([seqs for _, seqs in parts]).tolist()) == arange(5, hashes).tolist()
@@ -130,7 +130,7 @@ class TestRun:
     def test_reads_few_blocks_for_keys_that_are_not_there(self) -> None:
         random = np.random.default_rng(1)
         hashes, absent = random.integers(0, HASH_MAX, (2, 20_000), np.uint64)
-        files = FaultyFiles()
+        files = FaultyDisk()
         run = make_run(files, "a.run", hashes, 1)
         files.trace.clear()
         for start in range(0, len(absent), 10):
@@ -138,7 +138,7 @@ class TestRun:
         assert 0 < files.trace.count("read a.run") < len(absent) / 500
 
     def test_has_its_name_only_when_it_is_whole_and_synced(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         make_run(files, "a.run", np.arange(1000, dtype=np.uint64), 1)
         steps = [step for step in files.trace if not step.startswith(("append", "size", "read", "open"))]
         assert steps == ["create a.run.partial", "sync a.run.partial", "rename a.run"]
@@ -146,7 +146,7 @@ class TestRun:
         assert last_write < files.trace.index("sync a.run.partial")
 
     def test_is_refused_with_another_magic(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         with patch("sekali.stores.index_run._MAGIC", b"SEKARUN0"):
             make_run(files, "a.run", np.arange(3, dtype=np.uint64), 1)
         with pytest.raises(RunDamaged, match="version"):
@@ -164,7 +164,7 @@ class TestMerge:
     @example(np.full(3 * BLOCK_KEYS, HASH_MAX, np.uint64), [BLOCK_KEYS], BLOCK_KEYS)
     @settings(deadline=None, max_examples=80)
     def test_holds_all_keys_of_its_runs_in_order(self, hashes: Hashes, cuts: list[int], slice_keys: int) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         parts, first_seq = [], 11
         for number, part in enumerate(split(hashes, cuts)):
             parts.append(make_run(files, f"{number}.run", part, first_seq))
@@ -179,7 +179,7 @@ class TestMerge:
         assert find(merged, wanted) == expected(hashes, 11, wanted)
 
     def test_left_in_the_middle_leaves_no_file(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         hashes = np.arange(1000, dtype=np.uint64) << np.uint64(54)
         run = make_run(files, "a.run", hashes, 1)
         with patch.object(index_merge, "SLICE_KEYS", BLOCK_KEYS):

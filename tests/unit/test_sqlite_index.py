@@ -20,7 +20,7 @@ from sekali.stores.index_files import Files
 from sekali.stores.sqlite import SqliteStore
 from sekali.stores.sqlite_audit import audit
 from sekali.stores.sqlite_backup import backup
-from sekali.testing import WRITING, FailingStore, FakeClock, FaultyFiles
+from sekali.testing import WRITING, FailingStore, FakeClock, FaultyDisk
 from stored import put_back
 
 RUN_KEYS = 4
@@ -112,7 +112,7 @@ def test_events_of_a_commit_that_failed_leave_nothing_behind(
     open_store: Open, tmp_path: Path, clock: FakeClock, settled: bool
 ) -> None:
     """They were added to the index before; other events get their seqs, at the same moment of the clock."""
-    index = FaultyFiles()
+    index = FaultyDisk()
     store = open_store(index=index)
     send(store, range(5))
     failing = FailingStore(store, failures_left=1)
@@ -142,7 +142,7 @@ def test_what_is_committed_in_another_order_than_it_was_prepared_is_refused(open
 
 
 def test_a_full_disk_under_the_index(open_store: Open, tmp_path: Path) -> None:
-    index = FaultyFiles()
+    index = FaultyDisk()
     store = open_store(index=index)
     assert send(store, range(5)) == stored(range(5))
     index.fail(errno.ENOSPC, only=WRITING, lasting=True)
@@ -190,7 +190,7 @@ def test_while_the_index_is_made_readers_get_whole_answers_and_nobody_else_any(
 
 def test_who_asked_before_the_index_was_given_up_is_not_told_of_half_of_it(open_store: Open) -> None:
     """A reader has seen that the index is whole, and looks while it is being made."""
-    index = FaultyFiles()
+    index = FaultyDisk()
     store = open_store(index=index)
     send(store, range(EVENTS))
     answers: list[object] = []

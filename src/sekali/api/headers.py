@@ -31,7 +31,7 @@ def secured(send: Send, path: str) -> Send:
 
 
 class _DocsPage:
-    """Holds the head back until the page has come: its policy names the hash of the script that stands in it."""
+    """Holds the page's head back until its body comes: its policy names the hash of the script that stands in it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -42,8 +42,9 @@ class _DocsPage:
             self._head = message
             return
         if self._head is not None:
-            policy = (b"content-security-policy", _docs_policy(message.get("body", b"")))
-            self._head["headers"] = [*self._head.get("headers", []), *_EVERYWHERE, policy]
+            policy = _docs_policy(message.get("body", b"")) if self._head["status"] == 200 else _POLICY
+            secure = [*_EVERYWHERE, (b"content-security-policy", policy)]
+            self._head["headers"] = [*self._head.get("headers", []), *secure]
             await self._send(self._head)
             self._head = None
         await self._send(message)

@@ -109,7 +109,7 @@ class PublishRequest:
             return
         self._reading = False
         if not self._undoing:
-            self._decode()
+            self._guarded(self._decode)
 
     def refuse(self, problem: Problem) -> None:
         """Answer with a problem of the connection's: the rest of the body will not come."""

@@ -30,7 +30,7 @@ LOOK_INTERVAL_S = 1.0
 RETRY_MS = 2000  # how long a browser waits before it connects again
 PAGE_EVENTS = 1000
 PAGE_BYTES = 256 * 1024
-PIECE_BYTES = 64 * 1024  # sent at once: what a client has not taken of it is kept for each
+PAGES_MAX = 8  # under way, or done and not yet taken over by their connections
 
 _Result = TypeVar("_Result")
 
@@ -59,6 +59,7 @@ class Subscribing:
         self.access = access
         self.heartbeat_s = heartbeat_s
         self._readers = readers
+        self._pages = asyncio.Semaphore(PAGES_MAX)
         self._stopping = stopping
         self._metrics = metrics
         self._look_interval_s = look_interval_s
@@ -100,9 +101,10 @@ class Subscribing:
             wire.require_not_above_head(start, summary)
         return _Stream(self, grant, topic, start, newest, summary)
 
-    def read(self, read: Callable[[], _Result]) -> asyncio.Future[_Result]:
-        """Read the store on a thread."""
-        return asyncio.get_running_loop().run_in_executor(self._readers, read)
+    async def read(self, read: Callable[[], _Result]) -> _Result:
+        """Read the store on a thread, once few others do."""
+        async with self._pages:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
 
     @property
     def is_stopping(self) -> bool:
@@ -197,16 +199,16 @@ class _Stream(Response):
         self.wake()
 
     async def _run(self) -> None:
-        follower = self._follower
-        while not self.is_over:
+        while await self._taken() and not self.is_over:
             if self.heartbeat_is_due:
                 await self._give(self._heartbeat())
-            elif follower.is_behind:
+            elif self._follower.is_behind:
                 await self._read_by_itself()
-            elif (chunk := follower.take()) is not None:
+            elif (chunk := self._follower.take()) is not None:
                 await self._give(chunk)
+                del chunk  # while the client takes it, the connection has it, and counts it
             else:
-                await follower.wait()
+                await self._follower.wait()
 
     async def _read_by_itself(self) -> None:
         """Give a page of what lies between its position and where the feed has come."""
@@ -225,7 +227,8 @@ class _Stream(Response):
                 data, position = await self._subscribing.read(partial(self._page, query))
             except SekaliError as error:
                 raise StreamCut(str(error)) from error
-            await self._give(data)
+            if data:
+                await self._give(data)
         if position is None:
             follower.arrive(goal)
         else:
@@ -253,16 +256,8 @@ class _Stream(Response):
         return b"id: %b\n" % wire.position_id(self._summary.log_id, seq).encode()
 
     async def _give(self, data: bytes) -> None:
-        """Send it as the client takes it."""
-        for start in range(0, len(data), PIECE_BYTES):
-            if self.is_over:
-                return
-            await self._send(
-                {"type": "http.response.body", "body": data[start : start + PIECE_BYTES], "more_body": True}
-            )
-            await self._taken()
-        if data:
-            self._sent_at_s = asyncio.get_running_loop().time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sent_at_s = asyncio.get_running_loop().time()
 
 
 _HEADERS = [

@@ -23,7 +23,7 @@ CREATE_EPILOG = """Examples:
 
 sekali keys create --name shop --scope 'publish:shop/**' --scope 'read:shop/**' --expires 90d
 
-SEKALI_API_KEY=$(sekali keys create --name ops --scope admin) sekali stats
+export SEKALI_API_KEY=$(sekali keys create --name ops --scope admin)
 """
 REVOKE_EPILOG = "Example: sekali keys revoke 1f3a90bc"
 BOOTSTRAP_EPILOG = "Example: export SEKALI_BOOTSTRAP_KEY=$(sekali keys bootstrap)"

@@ -15,7 +15,7 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 def setting_option(model: type[BaseSettings], field_name: str, flag: str, *, panel: str | None = None) -> Any:
     """Return a typer option for a setting. Its default is None: not given, so that the environment counts."""
     field = model.model_fields[field_name]
-    default = "none" if field.default in (None, PydanticUndefined) else field.default
+    default = "none" if field.default in (None, "", PydanticUndefined) else field.default
     names = ", ".join(environment_names(model, field_name))
     return typer.Option(
         flag,

@@ -95,6 +95,8 @@ class Server:
         self._clock = clock
         self._sleep = sleep
         self._random_share = random_share
+        # Not given to the pool, whose headers count only for a request that has none of its own.
+        self._headers = {"User-Agent": "sekali-client", **_authorization(api_key)}
         # A single attempt gets the whole time-out; otherwise none may last much beyond the moment to give up.
         timeout_s = min(REQUEST_TIMEOUT_S, max(1.0, give_up_after_s)) if give_up_after_s else REQUEST_TIMEOUT_S
         self._pool = urllib3.connection_from_url(
@@ -102,7 +104,6 @@ class Server:
             maxsize=connections_max,
             retries=False,
             timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s),
-            headers={"User-Agent": "sekali-client", **_authorization(api_key)},
             **_trust(parts.scheme, ca_file),
         )
 
@@ -203,6 +204,7 @@ class Server:
         """Send a request until the answer is final; return that, and the seconds the last attempt took."""
         patience = Patience(self._give_up_after_s, self._clock, self._random_share)
         target = self._prefix + path + _query(params)
+        headers = {**self._headers, **headers}
         while True:
             retry_after_s, hint = 0.0, "Check that the server runs and that the URL is right"
             started_s = self._clock()

@@ -20,13 +20,12 @@ MOUNTS = Path("/proc/self/mounts")
 class FolderLock:
     """Holds ``<db_path>.lock`` for the life of a server: two writers on one file would give out the same seqs.
 
-    A file of its own, because closing any descriptor of the database itself would drop SQLite's own locks. It lies
-    beside the file that a symbolic link leads to, so that every path to a store leads to the same lock.
+    A file of its own, because closing any descriptor of the database itself would drop SQLite's own locks. The
+    path must not be a symbolic link, so that there is one lock for a store.
     """
 
     def __init__(self, db_path: Path) -> None:
-        real_path = db_path.resolve()
-        self.path = real_path.with_name(real_path.name + ".lock")
+        self.path = db_path.with_name(db_path.name + ".lock")
         self._owner_pid = os.getpid()
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

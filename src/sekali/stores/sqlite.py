@@ -68,7 +68,7 @@ class SqliteStore:
         hash_identities: HashIdentities = hash_identities,
         run_keys: int = RUN_KEYS,
     ) -> None:
-        db_path = db_path.resolve()  # what lies beside the file is beside the one that a link leads to
+        db_path = db_path.resolve()  # through a link it is the same store, with the same lock and index
         self._db_path = db_path
         self._vfs = vfs
         self._clock_ns = clock_ns
@@ -133,8 +133,8 @@ class SqliteStore:
             self._index_is_whole = False
             self._close_writer()
             self._writer = open_writer(self._db_path, self._vfs, may_be_new=False)
-            self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
             try:
+                self._checkpointer = Checkpointer(self._db_path, self._writer, self._vfs)
                 self._read_state()
                 self._index.recover(LogSource(self._writer), progress)
             except (apsw.Error, *DAMAGE) as error:

@@ -57,6 +57,7 @@ def restore(copy: Path, db_path: Path, progress: Progress, *, replace: bool = Fa
     """
     if not copy.is_file():
         raise StoreBroken(f"there is no file {copy}")
+    db_path = db_path.resolve()
     make_folder(db_path)
     lock = FolderLock(db_path)
     partial = db_path.with_name(db_path.name + ".partial")

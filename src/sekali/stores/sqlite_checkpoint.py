@@ -23,16 +23,22 @@ log = structlog.get_logger("sekali.checkpoint")
 
 
 class Checkpointer:
-    """Keeps the write-ahead log of one file short. ``writer`` is the connection that commits."""
+    """Keeps the write-ahead log of one file short. ``writer`` is the connection that commits.
+
+    Raises:
+        apsw.Error: SQLite cannot open another connection.
+
+    """
 
     def __init__(self, db_path: Path, writer: apsw.Connection, vfs: str | None = None) -> None:
-        self._db_path = db_path
-        self._vfs = vfs
         self._writer = writer
+        self._connection = open_checkpointer(db_path, vfs)
         self._pages = 0  # in the log, after the last commit
-        self._wanted = threading.Event()
-        self._almost_done = threading.Event()
-        self._closing = threading.Event()
+        self._changed = threading.Condition()  # guards what is below
+        self._wanted = False
+        self._copying = False
+        self._almost_done = False
+        self._closing = False
         writer.set_wal_hook(self._committed)  # in the place of SQLite's own, which would checkpoint inside the commit
         self._thread = threading.Thread(target=self._run, name="sekali-checkpoint", daemon=True)
         self._thread.start()
@@ -40,7 +46,9 @@ class Checkpointer:
     def _committed(self, _: apsw.Connection, __: str, pages: int) -> int:
         self._pages = pages
         if pages >= START_PAGES:
-            self._wanted.set()
+            with self._changed:
+                self._wanted = True
+                self._changed.notify_all()
         return apsw.SQLITE_OK
 
     @property
@@ -50,44 +58,54 @@ class Checkpointer:
 
     def between_commits(self) -> None:
         """Copy what is left, where that is little: then the next commit starts the log over."""
-        if self._almost_done.is_set():
-            self._almost_done.clear()
+        if self._almost_done:
+            self._almost_done = False
             with suppress(apsw.BusyError):  # the thread is at it again
                 self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _run(self) -> None:
-        connection = open_checkpointer(self._db_path, self._vfs)
-        try:
-            while True:
-                self._wanted.wait()
-                if self._closing.is_set():
+        while True:
+            with self._changed:
+                self._copying = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._wanted or self._closing)
+                if self._closing:
                     return
-                self._wanted.clear()
-                self._copy(connection)
-        finally:
-            close_quietly(connection)
+                self._wanted, self._copying = False, True
+            self._copy()
 
-    def _copy(self, connection: apsw.Connection) -> None:
+    def _copy(self) -> None:
         copied = 0
         while True:
             try:
-                pages, done = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                pages, done = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             except apsw.BusyError:  # the writer copies the rest just now
                 return
             except apsw.Error as error:
                 log.error("checkpoint failed", reason=str(error))
-                self._closing.wait(RETRY_S)
+                self._wait()
                 return
             if pages - done <= LEFT_PAGES_MAX:
-                self._almost_done.set()
+                self._almost_done = True
                 return
             if done <= copied:  # a reader needs the rest
-                self._closing.wait(RETRY_S)
+                self._wait()
                 return
             copied = done
 
+    def _wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, RETRY_S)
+
+    def settle(self) -> None:
+        """Wait until the thread has done what the commits so far gave it to do: for tests."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._wanted or self._copying))
+
     def close(self) -> None:
         """Stop the thread."""
-        self._closing.set()
-        self._wanted.set()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         self._thread.join()
+        close_quietly(self._connection)

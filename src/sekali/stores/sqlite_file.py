@@ -67,8 +67,12 @@ def open_checkpointer(db_path: Path, vfs: str | None = None) -> apsw.Connection:
 
     """
     connection = apsw.Connection(str(db_path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs)
-    connection.pragma("synchronous", "full")
-    connection.wal_autocheckpoint(0)
+    try:
+        connection.pragma("synchronous", "full")
+        connection.wal_autocheckpoint(0)
+    except apsw.Error:
+        close_quietly(connection)
+        raise
     return connection
 
 

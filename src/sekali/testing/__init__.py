@@ -3,8 +3,10 @@ that fails, tears what was written, and loses its power.
 """
 
 from sekali.testing.clock import FakeClock
-from sekali.testing.disk import ALL, READING, WRITING, FaultyFiles, Operation, PowerCut
+from sekali.testing.disk import FaultyDisk
+from sekali.testing.disk_faults import ALL, READING, WRITING, Operation, PowerCut
 from sekali.testing.stores import DuplicatingStore, FailingStore, GatedStore, HookedStore, WrappedStore
+from sekali.testing.vfs import FaultyVfs
 
 __all__ = [
     "ALL",
@@ -13,7 +15,8 @@ __all__ = [
     "DuplicatingStore",
     "FailingStore",
     "FakeClock",
-    "FaultyFiles",
+    "FaultyDisk",
+    "FaultyVfs",
     "GatedStore",
     "HookedStore",
     "Operation",

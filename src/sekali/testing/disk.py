@@ -2,170 +2,54 @@
 
 What is written is at once there for every reader, and durable only after a sync; names are durable only after a sync
 of the folder. A power cut keeps everything that was synced. Of the rest each page of 4 KiB, and each change of a name,
-is kept or lost on its own, and a page may be torn between two sectors: no order of writes may be relied on.
+is kept or lost on its own; a page may be what it was at any time since it was synced, and may be torn between two
+sectors: no order of writes may be relied on. What a write does not touch, it does not harm.
 """
 
 import errno
 import os
 import random
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Mapping
 from types import MappingProxyType
 
-PAGE_BYTES = 4096
-SECTOR_BYTES = 512
+from sekali.testing.disk_faults import Faults, Operation, has_effect, raise_fault
+from sekali.testing.disk_file import DiskFile
+
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
-class Operation(StrEnum):
-    """What can be asked of a disk, and so what can fail."""
-
-    NAMES = "names"
-    CREATE = "create"
-    OPEN = "open"
-    READ = "read"
-    APPEND = "append"
-    SYNC = "sync"
-    SIZE = "size"
-    RENAME = "rename"
-    REMOVE = "remove"
+# What names a step changes, all of them or none: the file that has the name from then on, or None.
+_Change = dict[str, DiskFile | None]
 
 
-ALL = frozenset(Operation)
-WRITING = frozenset({Operation.CREATE, Operation.APPEND, Operation.SYNC, Operation.RENAME, Operation.REMOVE})
-READING = ALL - WRITING
+class FaultyDisk(Faults):
+    """A disk whose top folder is the port ``sekali.stores.index_files.Files``, and so is each ``folder`` in it.
 
-
-class PowerCut(OSError):
-    """There is no power: this operation may have been the last to have an effect, or have had none."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.EIO, "the power is cut")
-
-
-@dataclass(eq=False)
-class _File:
-    """What readers see, and what is sure to be found after a power cut."""
-
-    content: bytearray = field(default_factory=bytearray)
-    synced: bytearray = field(default_factory=bytearray)
-    dirty: set[int] = field(default_factory=set)  # pages that the next sync writes
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        self.content[offset : offset + len(data)] = data
-        self.dirty |= set(range(offset // PAGE_BYTES, -(-(offset + len(data)) // PAGE_BYTES)))
-
-    def truncate(self, size: int) -> None:
-        del self.content[size:]
-
-    def sync(self) -> None:
-        _resize(self.synced, len(self.content))
-        for page in self.dirty:
-            span = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
-            self.synced[span] = self.content[span]
-        self.dirty.clear()
-
-    def forget_unsynced(self) -> None:
-        """Fail to sync as Linux does: the pages count as clean, so that the next sync succeeds and writes none."""
-        self.dirty.clear()
-
-    def found(self, chance: random.Random, keep: float) -> bytes:
-        """Return what a power cut may leave."""
-        sizes = sorted((len(self.synced), len(self.content)))
-        size = chance.choice((len(self.synced), len(self.content), chance.randint(*sizes)))
-        if keep in {0, 1}:
-            size = len(self.content if keep else self.synced)
-        old, new = bytearray(self.synced), bytearray(self.content)
-        _resize(old, sizes[1])
-        _resize(new, sizes[1])
-        for start in range(0, sizes[1], PAGE_BYTES):
-            if chance.random() < keep:
-                torn = keep < 1 and chance.random() < 1 / 4
-                length = SECTOR_BYTES * chance.randrange(1, PAGE_BYTES // SECTOR_BYTES) if torn else PAGE_BYTES
-                old[start : start + length] = new[start : start + length]
-        return bytes(old[:size])
-
-
-def _resize(data: bytearray, size: int) -> None:
-    del data[size:]
-    data.extend(bytes(size - len(data)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    error: int | None  # None: the power is cut
-    at: int
-    operations: Collection[Operation]
-    lasting: bool
-    partly: bool
-
-
-class FaultyFiles:
-    """The port ``sekali.stores.index_files.Files`` on a disk in memory. Safe for any number of threads.
-
-    Every operation is counted, on the folder and on its files but for closing one. To try a piece of work with a fault
-    at each of its steps, run it with a fault at operation 1, 2, 3, … until ``faults`` stays empty::
+    Safe for any number of threads. Every operation is counted, on folders and on files, but for closing a file. To try
+    a piece of work with a fault at each of its steps, run it with a fault at operation 1, 2, 3, … until ``faults``
+    stays empty::
 
         for number in itertools.count(1):
-            files = FaultyFiles()
-            files.cut_power(at=number)
+            disk = FaultyDisk()
+            disk.cut_power(at=number)
             with contextlib.suppress(OSError):
-                work(files)
-            if not files.faults:
+                work(disk)
+            if not disk.faults:
                 break
-            check(files.after_power_cut(seed=number))
+            check(disk.after_power_cut(seed=number))
 
-    It begins with the files of ``contents``, durably. ``before`` is called ahead of each operation, with the operation
-    and the name of the file, on the thread that asks for it; it may wait.
+    It begins with the files of ``contents``, durably. With ``lies`` a sync does nothing and says that it did.
+    ``FaultyVfs`` lets SQLite work on it.
     """
 
-    def __init__(self, contents: Mapping[str, bytes] = MappingProxyType({})) -> None:
-        self.trace: list[str] = []  # every operation so far, such as "append a.run"
-        self.faults: list[str] = []  # those of them that met a fault
-        self.before: Callable[[Operation, str], None] = lambda operation, name: None
-        self._lock = threading.RLock()
-        self._fault: _Fault | None = None
-        self._power_is_cut = False
-        self._files = {name: _File(bytearray(data), bytearray(data)) for name, data in contents.items()}
+    def __init__(self, contents: Mapping[str, bytes] = _NOTHING, *, lies: bool = False) -> None:
+        super().__init__()
+        self._lies = lies
+        self._files = {name: DiskFile(bytearray(data), bytearray(data)) for name, data in contents.items()}
         self._files_synced = dict(self._files)
-        self._changes_unsynced: list[Callable[[dict[str, _File]], object]] = []
+        self._unsynced: list[_Change] = []
 
-    # Faults.
-
-    def fail(
-        self,
-        error: int,
-        *,
-        at: int | None = None,
-        only: Collection[Operation] = ALL,
-        lasting: bool = False,
-        partly: bool = False,
-    ) -> None:
-        """Let an operation raise ``OSError``, such as ``errno.EIO`` or ``errno.ENOSPC``, instead of having an effect.
-
-        It is the first one that is among ``only`` and not before number ``at``, counted from 1 over the life of the
-        disk; without ``at`` the next one. If ``lasting``, all such operations fail until ``heal``. If ``partly``, an
-        append writes the first half of its data before it fails, and a read gives half of what it should and does not
-        fail. After a sync that failed, a later one succeeds and does not write what the first one should have.
-        """
-        self._plan(_Fault(error, at or 0, only, lasting, partly))
-
-    def cut_power(self, *, at: int | None = None) -> None:
-        """Cut the power in operation number ``at``, or in the next: it and all that follow raise ``PowerCut``."""
-        self._plan(_Fault(None, at or 0, ALL, lasting=True, partly=False))
-
-    def _plan(self, fault: _Fault) -> None:
-        with self._lock:
-            self._fault = fault
-
-    def heal(self) -> None:
-        """End the fault that was asked for. What it did remains, and so does a power cut."""
-        with self._lock:
-            self._fault = None
-
-    def after_power_cut(self, *, seed: int, keep: float = 0.5) -> "FaultyFiles":
+    def after_power_cut(self, *, seed: int, keep: float = 0.5) -> "FaultyDisk":
         """Return the disk as it may be found after a power cut, or after one at this moment if there was none.
 
         ``keep`` is the chance of each page and each change of a name that was not synced to be there: with 0 only what
@@ -174,10 +58,24 @@ class FaultyFiles:
         chance = random.Random(seed)  # noqa: S311 - no secret
         with self._lock:
             files = dict(self._files_synced)
-            for change in self._changes_unsynced:
+            for change in self._unsynced:
                 if chance.random() < keep:
-                    change(files)
-            return FaultyFiles({name: file.found(chance, keep) for name, file in files.items()})
+                    _apply(change, files)
+            return FaultyDisk({name: file.found(chance, keep) for name, file in files.items()}, lies=self._lies)
+
+    def after_kill(self) -> "FaultyDisk":
+        """Return the disk as the next process finds it where this one was killed: all is there, synced or not."""
+        with self._lock:
+            copies: dict[DiskFile, DiskFile] = {}
+
+            def copy(names: Mapping[str, DiskFile | None]) -> _Change:
+                return {name: file and copies.setdefault(file, file.copy()) for name, file in names.items()}
+
+            disk = FaultyDisk(lies=self._lies)
+            _apply(copy(self._files), disk._files)
+            _apply(copy(self._files_synced), disk._files_synced)
+            disk._unsynced = list(map(copy, self._unsynced))
+            return disk
 
     def contents(self) -> dict[str, bytes]:
         """Return all files as readers see them. Counts as no operation."""
@@ -192,133 +90,191 @@ class FaultyFiles:
             if offset < len(file.synced):
                 file.synced[offset] ^= bits
 
+    def folder(self, name: str) -> "FaultyFolder":
+        """Return a folder of this disk. Its files have the name of the folder and a slash before theirs."""
+        return FaultyFolder(self, name + "/")
+
     # The port.
 
     def names(self) -> list[str]:
         """See ``Files``."""
-        with self._operation(Operation.NAMES, "") as fault:
-            _raise(fault)
-            return list(self._files)
+        return self.names_in("")
+
+    def names_in(self, folder: str) -> list[str]:
+        """List the files of a folder, whose name ends with a slash, or of the top folder, ""."""
+        with self.operation(Operation.NAMES, folder) as fault:
+            raise_fault(fault)
+            return [name.removeprefix(folder) for name in self._files if _folder_of(name) == folder]
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is such a file. Counts as listing names."""
+        with self.operation(Operation.NAMES, name) as fault:
+            raise_fault(fault)
+            return name in self._files
 
     def create(self, name: str) -> "FaultyFile":
         """See ``Files``. Not synced."""
-        with self._operation(Operation.CREATE, name) as fault:
-            file = self._files.get(name) or _File()
-            if _has_effect(fault):
+        with self.operation(Operation.CREATE, name) as fault:
+            file = self._files.get(name) or DiskFile()
+            if has_effect(fault):
                 file.truncate(0)
-                self._change_names(lambda files: files.update({name: file}))
-            _raise(fault)
-            return FaultyFile(name, file, self._operation)
+                self._change_names({name: file})
+            raise_fault(fault)
+            return FaultyFile(self, name, file)
 
     def open(self, name: str) -> "FaultyFile":
         """See ``Files``."""
-        with self._operation(Operation.OPEN, name) as fault:
-            _raise(fault)
-            return FaultyFile(name, self._existing(name), self._operation)
+        with self.operation(Operation.OPEN, name) as fault:
+            raise_fault(fault)
+            return FaultyFile(self, name, self._existing(name))
 
     def rename(self, old: str, new: str) -> None:
         """See ``Files``. Syncs the folder; when the power is cut it may have happened or not."""
-        with self._operation(Operation.RENAME, new) as fault:
+        with self.operation(Operation.RENAME, new) as fault:
             file = self._existing(old)
+            if has_effect(fault) or (fault is not None and fault.partly):
+                self._change_names({old: None, new: file})
+            raise_fault(fault)
+            self.sync_names(_folder_of(new))
 
-            def change(files: dict[str, _File]) -> None:
-                files.pop(old, None)
-                files[new] = file
-
-            if _has_effect(fault):
-                self._change_names(change)
-            _raise(fault)
-            self._files_synced = dict(self._files)
-            self._changes_unsynced.clear()
-
-    def remove(self, name: str) -> None:
-        """See ``Files``. Not synced."""
-        with self._operation(Operation.REMOVE, name) as fault:
+    def remove(self, name: str, *, sync: bool = False) -> None:
+        """See ``Files``. Synced only with ``sync``."""
+        with self.operation(Operation.REMOVE, name) as fault:
             self._existing(name)
-            if _has_effect(fault):
-                self._change_names(lambda files: files.pop(name, None))
-            _raise(fault)
+            if has_effect(fault) or (fault is not None and fault.partly and sync):
+                self._change_names({name: None})
+            raise_fault(fault)
+            if sync:
+                self.sync_names(_folder_of(name))
 
-    def _existing(self, name: str) -> _File:
+    def _existing(self, name: str) -> DiskFile:
         if name not in self._files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return self._files[name]
 
-    def _change_names(self, change: Callable[[dict[str, _File]], object]) -> None:
-        change(self._files)
-        self._changes_unsynced.append(change)
+    def _change_names(self, change: _Change) -> None:
+        _apply(change, self._files)
+        self._unsynced.append(change)
 
-    @contextmanager
-    def _operation(self, operation: Operation, name: str) -> Iterator[_Fault | None]:
-        """Count an operation, and give the fault that it meets."""
-        self.before(operation, name)
+    def sync_names(self, folder: str) -> None:
+        """Make the names in a folder durable, as a part of an operation."""
+        if self._lies:
+            return
         with self._lock:
-            self.trace.append(f"{operation} {name}".strip())
-            if self._power_is_cut:
-                raise PowerCut
-            fault = self._fault
-            if fault is None or len(self.trace) < fault.at or operation not in fault.operations:
-                yield None
-                return
-            self.faults.append(self.trace[-1])
-            if not fault.lasting:
-                self._fault = None
-            self._power_is_cut = fault.error is None
-            yield fault
+            names = {name for name in (*self._files, *self._files_synced) if _folder_of(name) == folder}
+            _apply({name: self._files.get(name) for name in names}, self._files_synced)
+            self._unsynced = [change for change in self._unsynced if not any(_folder_of(n) == folder for n in change)]
+
+    def sync_file(self, file: DiskFile) -> None:
+        """Make a file durable, as a part of an operation."""
+        if not self._lies:
+            file.sync()
+
+
+class FaultyFolder:
+    """The port ``sekali.stores.index_files.Files`` on a folder of a ``FaultyDisk``, which makes these."""
+
+    def __init__(self, disk: FaultyDisk, prefix: str) -> None:
+        self._disk = disk
+        self._prefix = prefix
+
+    def names(self) -> list[str]:
+        """See ``Files``."""
+        return self._disk.names_in(self._prefix)
+
+    def create(self, name: str) -> "FaultyFile":
+        """See ``Files``. Not synced."""
+        return self._disk.create(self._prefix + name)
+
+    def open(self, name: str) -> "FaultyFile":
+        """See ``Files``."""
+        return self._disk.open(self._prefix + name)
+
+    def rename(self, old: str, new: str) -> None:
+        """See ``Files``."""
+        self._disk.rename(self._prefix + old, self._prefix + new)
+
+    def remove(self, name: str) -> None:
+        """See ``Files``. Not synced."""
+        self._disk.remove(self._prefix + name)
 
 
 class FaultyFile:
-    """The port ``sekali.stores.index_files.OpenFile`` on a file of ``FaultyFiles``, which makes these."""
+    """The port ``sekali.stores.index_files.OpenFile`` on a file of a ``FaultyDisk``, which makes these."""
 
-    def __init__(
-        self, name: str, file: _File, operation: Callable[[Operation, str], AbstractContextManager[_Fault | None]]
-    ) -> None:
+    def __init__(self, disk: FaultyDisk, name: str, file: DiskFile) -> None:
+        self._disk = disk
         self._name = name
         self._file = file
-        self._operation = operation
+        self._failed_syncs_seen = file.failed_syncs
 
     def read_at(self, offset: int, length: int) -> bytes:
         """See ``OpenFile``."""
-        with self._operation(Operation.READ, self._name) as fault:
+        with self._disk.operation(Operation.READ, self._name) as fault:
             data = bytes(self._file.content[offset : offset + length])
             if fault is not None and fault.partly:
                 return data[: len(data) // 2]
-            _raise(fault)
+            raise_fault(fault)
             return data
 
     def append(self, data: bytes | memoryview) -> None:
         """See ``OpenFile``."""
-        with self._operation(Operation.APPEND, self._name) as fault:
-            if _has_effect(fault):
-                self._file.write(len(self._file.content), data)
-            elif fault is not None and fault.partly:
-                self._file.write(len(self._file.content), data[: len(data) // 2])
-            _raise(fault)
+        self._write(Operation.APPEND, None, data)
 
-    def sync(self) -> None:
-        """See ``OpenFile``."""
-        with self._operation(Operation.SYNC, self._name) as fault:
-            if fault is None:
-                self._file.sync()
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write at any place of the file, or beyond its end."""
+        self._write(Operation.WRITE, offset, data)
+
+    def _write(self, operation: Operation, offset: int | None, data: bytes | memoryview) -> None:
+        with self._disk.operation(operation, self._name) as fault:
+            if not has_effect(fault):
+                data = data[: len(data) // 2 if fault is not None and fault.partly else 0]
+            self._file.write(len(self._file.content) if offset is None else offset, data)
+            raise_fault(fault)
+
+    def truncate(self, size: int) -> None:
+        """Make the file longer or shorter."""
+        with self._disk.operation(Operation.TRUNCATE, self._name) as fault:
+            if has_effect(fault):
+                self._file.truncate(size)
+            raise_fault(fault)
+
+    def sync(self, *, with_name: bool = False) -> None:
+        """See ``OpenFile``. ``with_name`` syncs the folder, too."""
+        with self._disk.operation(Operation.SYNC, self._name) as fault:
+            if fault is None and self._failed_syncs_seen < self._file.failed_syncs:
+                self._failed_syncs_seen = self._file.failed_syncs
+                raise OSError(errno.EIO, "a sync through another descriptor failed")
+            if fault is None or (fault.error is not None and fault.partly and with_name):
+                self._disk.sync_file(self._file)
             elif fault.error is not None:
-                self._file.forget_unsynced()
-            _raise(fault)
+                self._file.fail_to_sync()
+                self._failed_syncs_seen = self._file.failed_syncs
+            raise_fault(fault)
+            if with_name:
+                self._disk.sync_names(_folder_of(self._name))
 
     def size(self) -> int:
         """See ``OpenFile``."""
-        with self._operation(Operation.SIZE, self._name) as fault:
-            _raise(fault)
+        with self._disk.operation(Operation.SIZE, self._name) as fault:
+            raise_fault(fault)
             return len(self._file.content)
+
+    def seen(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Return what readers see. Counts as no operation."""
+        return bytes(self._file.content[offset : None if length is None else offset + length])
 
     def close(self) -> None:
         """See ``OpenFile``."""
 
 
-def _has_effect(fault: _Fault | None) -> bool:
-    # What the power was cut in may have had one.
-    return fault is None or fault.error is None
+def _folder_of(name: str) -> str:
+    return name[: name.rfind("/") + 1]
 
 
-def _raise(fault: _Fault | None) -> None:
-    if fault is not None:
-        raise PowerCut if fault.error is None else OSError(fault.error, os.strerror(fault.error))
+def _apply(change: _Change, files: dict[str, DiskFile]) -> None:
+    for name, file in change.items():
+        if file is None:
+            files.pop(name, None)
+        else:
+            files[name] = file

@@ -1,6 +1,8 @@
 """The disk in memory that other tests rely on: what it keeps, loses and refuses."""
 
 import errno
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,14 +11,19 @@ import pytest
 from hypothesis import given, settings
 
 from sekali.stores.index_files import Files, FolderFiles
-from sekali.testing import READING, WRITING, FaultyFiles, Operation, PowerCut
-from sekali.testing.disk import PAGE_BYTES, SECTOR_BYTES
+from sekali.testing import READING, WRITING, FaultyDisk, Operation, PowerCut
+from sekali.testing.disk_file import PAGE_BYTES, SECTOR_BYTES
 
 MakeFiles = Callable[[Path], Files]
 
 
 @pytest.fixture(
-    params=[lambda _: FaultyFiles(), lambda folder: FolderFiles(folder / "files")], ids=["faulty", "folder"]
+    params=[
+        lambda _: FaultyDisk(),
+        lambda _: FaultyDisk({"a": b"another", "other/a": b"another"}).folder("folder"),
+        lambda folder: FolderFiles(folder / "files"),
+    ],
+    ids=["disk", "folder of a disk", "real folder"],
 )
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     make: MakeFiles = request.param
@@ -67,7 +74,7 @@ class TestPort:
 
 class TestFaults:
     def test_every_operation_is_counted_and_can_fail(self) -> None:
-        def work(files: FaultyFiles) -> None:
+        def work(files: FaultyDisk) -> None:
             files.names()
             file = files.create("a")
             file.append(b"1")
@@ -76,15 +83,19 @@ class TestFaults:
             file = files.open("b")
             file.size()
             file.read_at(0, 1)
+            file.write_at(3, b"1")
+            file.truncate(2)
+            files.exists("b")
             files.remove("b")
 
-        whole = FaultyFiles()
+        whole = FaultyDisk()
         work(whole)
         assert whole.trace == [
-            *("names", "create a", "append a", "sync a", "rename b", "open b", "size b", "read b", "remove b")
+            *("names", "create a", "append a", "sync a", "rename b", "open b", "size b", "read b"),
+            *("write b", "truncate b", "names b", "remove b"),
         ]
         for number in range(1, len(whole.trace) + 2):
-            files = FaultyFiles()
+            files = FaultyDisk()
             files.fail(errno.EIO, at=number)
             try:
                 work(files)
@@ -95,7 +106,7 @@ class TestFaults:
                 assert number == len(whole.trace) + 1 and files.faults == []
 
     def test_once_or_until_healed_and_only_what_was_asked(self) -> None:
-        files = FaultyFiles({"a": b"1"})
+        files = FaultyDisk({"a": b"1"})
         file = files.open("a")
         files.fail(errno.ENOSPC, only=WRITING)
         assert file.read_at(0, 1) == b"1"
@@ -112,7 +123,7 @@ class TestFaults:
         assert files.faults == ["append a", *["read a"] * 3]
 
     def test_partly(self) -> None:
-        files = FaultyFiles({"a": b"1234"})
+        files = FaultyDisk({"a": b"1234"})
         file = files.open("a")
         files.fail(errno.ENOSPC, only={Operation.APPEND}, partly=True)
         with pytest.raises(OSError, match="No space left"):
@@ -122,7 +133,7 @@ class TestFaults:
         assert (file.read_at(0, 4), file.read_at(0, 4)) == (b"12", b"1234")
 
     def test_what_fails_has_no_effect(self) -> None:
-        files = FaultyFiles({"a": b"1"})
+        files = FaultyDisk({"a": b"1"})
         files.fail(errno.EIO, lasting=True)
         for work in (
             lambda: files.create("a"),
@@ -135,20 +146,20 @@ class TestFaults:
         assert files.contents() == {"a": b"1"}
 
     def test_damage_is_seen_by_who_has_the_file_open(self) -> None:
-        files = FaultyFiles({"a": b"1234"})
+        files = FaultyDisk({"a": b"1234"})
         file = files.open("a")
         files.damage("a", 2, bits=1)
         assert file.read_at(0, 4) == b"1224" == files.after_power_cut(seed=0, keep=0).contents()["a"]
 
 
-def found(files: FaultyFiles, tries: int = 200) -> set[tuple[tuple[str, bytes], ...]]:
+def found(files: FaultyDisk, tries: int = 200) -> set[tuple[tuple[str, bytes], ...]]:
     """Return all states that power cuts leave."""
     return {tuple(sorted(files.after_power_cut(seed=seed).contents().items())) for seed in range(tries)}
 
 
 class TestPowerCut:
     def test_everything_fails_after_it(self) -> None:
-        files = FaultyFiles({"a": b"1"})
+        files = FaultyDisk({"a": b"1"})
         file = files.open("a")
         files.cut_power(at=3)
         file.size()
@@ -161,7 +172,7 @@ class TestPowerCut:
         assert files.faults == ["sync a"]
 
     def test_what_was_synced_stays_and_names_come_and_go_until_a_rename(self) -> None:
-        files = FaultyFiles()
+        files = FaultyDisk()
         write(files, "a.partial", b"1", sync=True)
         assert found(files) == {(), (("a.partial", b"1"),)}
         files.rename("a.partial", "a")
@@ -170,14 +181,14 @@ class TestPowerCut:
         assert found(files) == {(), (("a", b"1"),)}
 
     def test_a_rename_that_was_cut_has_happened_or_not(self) -> None:
-        files = FaultyFiles({"new": b"1", "old": b"2"})
+        files = FaultyDisk({"new": b"1", "old": b"2"})
         files.cut_power()
         with pytest.raises(PowerCut):
             files.rename("new", "old")
         assert found(files) == {(("new", b"1"), ("old", b"2")), (("old", b"1"),)}
 
     def test_of_what_was_not_synced_any_pages_are_there(self) -> None:
-        files = FaultyFiles({"a": b"0"})
+        files = FaultyDisk({"a": b"0"})
         file = files.open("a")
         file.append(b"1" * (3 * PAGE_BYTES - 1))
         for seed in range(20):
@@ -197,14 +208,14 @@ class TestPowerCut:
         assert len(found(files)) == 1
 
     def test_overwriting_by_create_can_be_undone(self) -> None:
-        files = FaultyFiles({"a": b"11"})
+        files = FaultyDisk({"a": b"11"})
         write(files, "a", b"2")
         assert {(("a", b"11"),), (("a", b"2"),)} <= found(files)
         files.open("a").sync()
         assert found(files) == {(("a", b"2"),)}
 
     def test_after_a_failed_sync_a_good_one_means_nothing(self) -> None:
-        files = FaultyFiles({"a": b""})
+        files = FaultyDisk({"a": b""})
         file = files.open("a")
         file.append(b"1" * PAGE_BYTES)
         files.fail(errno.EIO, only={Operation.SYNC})
@@ -217,7 +228,7 @@ class TestPowerCut:
     @given(st.integers(0, 2**32), st.floats(0, 1), st.lists(st.integers(1, 9000), max_size=4), st.integers(0, 4))
     @settings(deadline=None, max_examples=50)
     def test_nothing_else_is_ever_found(self, seed: int, keep: float, sizes: list[int], synced: int) -> None:
-        files = FaultyFiles({"a": b""})
+        files = FaultyDisk({"a": b""})
         file = files.open("a")
         durable = b""
         for number, size in enumerate(sizes):
@@ -230,3 +241,139 @@ class TestPowerCut:
         assert len(durable) <= len(state) <= len(written) and state.startswith(durable)
         assert all(byte in {0, written[place]} for place, byte in enumerate(state))
         assert state == files.after_power_cut(seed=seed, keep=keep).contents()["a"]
+
+
+class TestFailedSyncs:
+    def test_who_has_the_file_open_meets_the_error_once(self) -> None:
+        disk = FaultyDisk({"a": b""})
+        one, other = disk.open("a"), disk.open("a")
+        disk.fail(errno.EIO, only={Operation.SYNC})
+        for file in (one, other):
+            with pytest.raises(OSError, match=r"\[Errno 5\]"):
+                file.sync()
+        assert len(disk.faults) == 1
+        for file in (one, other, disk.open("a")):
+            file.sync()
+
+    def test_the_next_process_finds_what_is_not_on_the_disk(self) -> None:
+        disk = FaultyDisk({"a": b""})
+        file = disk.open("a")
+        file.append(b"1" * PAGE_BYTES)
+        disk.fail(errno.EIO, only={Operation.SYNC})
+        with pytest.raises(OSError, match="Input/output"):
+            file.sync()
+        file.append(b"2")
+        disk.create("b")
+        disk.cut_power()
+        with pytest.raises(PowerCut):
+            file.size()
+        after = disk.after_kill()
+        again = after.open("a")
+        assert again.read_at(0, 9999) == b"1" * PAGE_BYTES + b"2" and after.names() == ["a", "b"]
+        again.sync()
+        assert after.after_power_cut(seed=0, keep=0).contents() == {"a": bytes(PAGE_BYTES) + b"2"}
+        again.write_at(0, again.read_at(0, PAGE_BYTES))  # the same bytes once more
+        again.sync()
+        assert after.after_power_cut(seed=0, keep=0).contents() == {"a": b"1" * PAGE_BYTES + b"2"}
+
+    def test_what_happens_after_a_kill_changes_nothing_before_it(self) -> None:
+        disk = FaultyDisk({"a": b"1"})
+        disk.open("a").append(b"2")
+        after = disk.after_kill()
+        after.open("a").append(b"3")
+        after.open("a").sync()
+        after.rename("a", "b")
+        assert disk.contents() == {"a": b"12"} and disk.after_power_cut(seed=0, keep=0).contents() == {"a": b"1"}
+
+
+class TestWritingAnywhere:
+    @given(st.lists(st.tuples(st.integers(0, 9000), st.binary(min_size=1, max_size=20) | st.none()), max_size=8))
+    @settings(deadline=None, max_examples=50)
+    def test_as_a_real_file_does(self, steps: list[tuple[int, bytes | None]]) -> None:
+        file = FaultyDisk({"a": b""}).open("a")
+        with tempfile.TemporaryFile() as real:
+            for place, data in steps:
+                if data is None:
+                    file.truncate(place)
+                    real.truncate(place)
+                else:
+                    file.write_at(place, data)
+                    os.pwrite(real.fileno(), data, place)
+                assert file.seen() == os.pread(real.fileno(), 20_000, 0) and file.size() == len(file.seen())
+
+    def test_a_page_may_be_what_it_was_at_any_time_since_the_sync(self) -> None:
+        disk = FaultyDisk({"a": b"0"})
+        file = disk.open("a")
+        for value in b"123":
+            file.write_at(0, bytes([value]))
+        assert found(disk) == {(("a", value),) for value in (b"0", b"1", b"2", b"3")}
+        file.sync()
+        file.truncate(0)
+        assert found(disk) == {(("a", b"3"),), (("a", b""),), (("a", b"\0"),)}
+
+    def test_what_was_cut_off_and_written_again_is_synced_as_it_is(self) -> None:
+        disk = FaultyDisk({"a": b"1" * 3 * PAGE_BYTES})
+        file = disk.open("a")
+        file.truncate(1)
+        file.write_at(2 * PAGE_BYTES, b"2")
+        file.sync()
+        whole = b"1" + bytes(2 * PAGE_BYTES - 1) + b"2"
+        assert disk.after_power_cut(seed=0, keep=0).contents() == {"a": whole} == disk.contents()
+
+
+class TestFolders:
+    def test_each_is_listed_and_synced_on_its_own(self) -> None:
+        disk = FaultyDisk()
+        one, other = disk.folder("one"), disk.folder("other")
+        for files in (disk, one, other):
+            write(files, "a.new", b"1", sync=True)
+        one.rename("a.new", "a")
+        assert (disk.names(), one.names(), other.names()) == (["a.new"], ["a"], ["a.new"])
+        assert disk.after_power_cut(seed=0, keep=0).contents() == {"one/a": b"1"}
+        assert disk.trace[-4:] == ["rename one/a", "names", "names one/", "names other/"]
+
+    def test_the_first_sync_of_a_new_file_may_sync_its_name(self) -> None:
+        disk = FaultyDisk()
+        disk.create("b")
+        file = disk.create("a")
+        file.append(b"1")
+        disk.fail(errno.EIO, only={Operation.SYNC}, partly=True)
+        with pytest.raises(OSError, match="Input/output"):
+            file.sync(with_name=True)  # the file is synced, and its name is not
+        assert found(disk) == {(), (("a", b"1"),), (("b", b""),), (("a", b"1"), ("b", b""))}
+        file.sync(with_name=True)
+        assert found(disk) == {(("a", b"1"), ("b", b""))}
+
+    def test_to_remove_may_sync_the_folder(self) -> None:
+        disk = FaultyDisk({"a": b"1"})
+        disk.fail(errno.EIO, only={Operation.REMOVE}, partly=True)
+        with pytest.raises(OSError, match="Input/output"):
+            disk.remove("a", sync=True)
+        assert disk.contents() == {} and len(found(disk)) == 2
+        disk = FaultyDisk({"a": b"1"})
+        disk.remove("a", sync=True)
+        assert found(disk) == {()}
+
+    def test_a_rename_in_part_has_happened_and_is_not_synced(self) -> None:
+        disk = FaultyDisk({"new": b"1", "old": b"2"})
+        disk.fail(errno.EIO, only={Operation.RENAME}, partly=True)
+        with pytest.raises(OSError, match="Input/output"):
+            disk.rename("new", "old")
+        assert disk.contents() == {"old": b"1"}
+        both = {(("new", b"1"), ("old", b"2")), (("old", b"1"),)}
+        assert found(disk) == both == found(disk.after_kill())
+
+
+def test_a_disk_that_lies_keeps_nothing() -> None:
+    disk = FaultyDisk({"a": b"1"}, lies=True)
+    file = disk.open("a")
+    file.append(b"2")
+    file.sync()
+    write(disk, "b", b"3", sync=True)
+    disk.rename("b", "c")
+    assert disk.contents() == {"a": b"12", "c": b"3"}
+    after = disk.after_power_cut(seed=0, keep=0)
+    assert after.contents() == {"a": b"1"}
+    after.open("a").append(b"2")
+    after.open("a").sync()
+    assert after.after_power_cut(seed=0, keep=0).contents() == {"a": b"1"}
