@@ -38,6 +38,7 @@ LIMITS = {
             "s",
             "cut without the rest",
         ),
+        _of("read_timeout_s", "the reading of one page", "s", "503, or a stream is cut"),
         _of("idle_timeout_s", "a connection without a request", "s", "closed"),
     ),
     "Connections": (

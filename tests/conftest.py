@@ -11,4 +11,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--every-operation", action="store_true", help="tests/crash/test_every_operation.py: try every fault everywhere"
     )
+    group.addoption(
+        "--every-flip", metavar="FILE", help="tests/unit/test_sqlite_damage.py: flip a bit of every byte; figures there"
+    )
     group.addoption("--every-operation-report", metavar="FILE", help="write the figures there as JSON")

@@ -41,6 +41,7 @@ class KeyFile:
     """The file of keys that belongs to the store at ``db_path``."""
 
     def __init__(self, db_path: Path) -> None:
+        db_path = db_path.resolve()  # through a link it is the same store, with the same keys
         self.path = db_path.with_name(db_path.name + ".keys")
         self._lock_path = db_path.with_name(db_path.name + ".keys.lock")
 

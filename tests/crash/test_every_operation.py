@@ -33,7 +33,7 @@ from crash.every_operation import FAULTS, KEEPS, KEEPS_MANY, Case, Trial
 from sekali.bench import machine
 from sekali.testing import FaultyDisk
 
-OPERATIONS, RECOVERIES = 18, 50  # of the part: operations for each fault, and recoveries with a fault
+OPERATIONS, RECOVERIES = 14, 40  # of the part: operations for each fault, and recoveries with a fault
 CONTROL_OPERATIONS = 8
 LINE_EVERY = 500
 

@@ -21,7 +21,7 @@ def post(body: bytes, *headers: str, path: str = "/publish", version: str = "1.1
 
 def head(method: str, path: str, *headers: str, version: str = "1.1") -> bytes:
     """Return the head of a request."""
-    return "\r\n".join([f"{method} {path} HTTP/{version}", "Host: test", *headers, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/{version}", "Host: 127.0.0.1", *headers, "", ""]).encode()
 
 
 def chunked(pieces: Iterable[bytes], end: bytes = b"0\r\n\r\n") -> bytes:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from e2e.conftest import Launch
 from e2e.openapi import Contract
 from e2e.server import NDJSON, Client, RawConnection, Response, ServerProcess, event, ndjson, run_sekali, wait_until
 from sekali.keyfile import KeyFile
+from sekali.settings import ServerSettings
 
 BOOTSTRAP = "boot." + "b" * 43
 ASK = json.dumps({"topic": "shop/a", "event_ids": ["1", "nowhere"]}).encode()
@@ -566,6 +568,40 @@ def test_other_machines_need_a_key_or_the_word_of_the_operator(launch: Launch, t
         assert Client(url, key=shown).get("/events").status == 200
         assert Client(url).get("/events").status == (200 if shown is None else 401)
         server.terminate()
+
+
+def test_the_command_line_says_what_to_do_without_a_key_and_without_a_scope(guarded: Guarded, tmp_path: Path) -> None:
+    def sekali(*arguments: object, **settings: Any) -> tuple[int, str, str]:
+        done = run_sekali(*arguments, AGGREGATOR_URL=guarded.server.url, **settings)
+        assert "Traceback" not in done.stderr and not any(
+            key.partition(".")[2] in done.stdout + done.stderr for key in guarded.keys.values()
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    for command in (["tail"], ["publish", "--count", 5]):
+        code, _, said = sekali(*command)
+        assert code == 1 and "SEKALI_API_KEY or --api-key-file" in said, (command, said)
+    code, _, said = sekali("events", "--topic", "hidden/x", API_KEY=guarded.keys["shop"])
+    assert code == 1 and "read:hidden/x" in said and "sekali keys create" in said
+    code, _, said = sekali("publish", "--count", 5, "--topics", "log", API_KEY=guarded.keys["shop"])
+    assert code == 1 and "publish:log" in said
+    code, shown, _ = sekali("stats", "--json", API_KEY=guarded.keys["shop"])
+    assert code == 0 and json.loads(shown)["topics_count"] == 2
+    key_file = tmp_path / "key"
+    key_file.write_text(guarded.keys["shop"] + "\n")
+    code, shown, _ = sekali("events", "--json", "--api-key-file", key_file, API_KEY="counts.less")
+    assert code == 0 and {json.loads(line)["topic"] for line in shown.splitlines()} <= {"shop/a", "shop/b", "shop/v"}
+    for bad in ({"API_KEY": "hunter2"}, {"API_KEY_FILE": tmp_path / "missing"}):
+        code, _, said = sekali("stats", **bad)
+        assert code == 2 and "hunter2" not in said
+
+
+def test_no_error_of_the_settings_repeats_a_secret() -> None:
+    wrongs: list[dict[str, Any]] = [{"PORT": "x"}, {"TLS_CERT_FILE": "only.pem"}, {"TRUSTED_PROXIES": "nonsense"}]
+    for wrong in wrongs:
+        refused = run_sekali("serve", BOOTSTRAP_KEY=BOOTSTRAP, **wrong)
+        assert refused.returncode == 2 and BOOTSTRAP[5:] not in refused.stdout + refused.stderr
+    assert BOOTSTRAP[5:] not in repr(ServerSettings(bootstrap_key=SecretStr(BOOTSTRAP)))
 
 
 def test_secrets_are_no_flags_and_stand_in_no_help() -> None:

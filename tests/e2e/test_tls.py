@@ -77,6 +77,7 @@ def context(files: Files) -> ssl.SSLContext:
 
 
 def test_old_versions_are_refused(server: ServerProcess, files: Files) -> None:
+    assert server_context(files.cert, files.key).minimum_version is ssl.TLSVersion.TLSv1_2
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         modern = context(files)
         modern.minimum_version = modern.maximum_version = version

@@ -119,6 +119,7 @@ def test_hosts_that_are_this_machine(host: bytes) -> None:
         b"evil.example",
         b"evil.example:8080",
         b"localhost.evil.example",
+        b"evillocalhost",
         b"x",
         b"127.0.0.1.evil.example",
         b"[::1",

@@ -11,7 +11,7 @@ from batches import DUPLICATE, STORED, publish
 from sekali.errors import DiskFull, StartupError
 from sekali.stores import sqlite as sqlite_module
 from sekali.stores import sqlite_checkpoint
-from sekali.stores.folder import MOUNTS, NETWORK_FILE_SYSTEMS, free_bytes, refuse_network_file_system
+from sekali.stores.folder import MOUNTS, NETWORK_FILE_SYSTEMS, free_bytes, make_folder, refuse_network_file_system
 from sekali.stores.sqlite import SqliteStore
 from sekali.testing import FakeClock
 
@@ -113,3 +113,12 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     assert "is in use by another sekali process; stop it first, or choose another DB_PATH" in said()
     store.close()
     assert said() == ""
+
+
+def test_a_folder_that_is_made_is_made_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("sekali.stores.folder.sync_file", synced.append)
+    make_folder(tmp_path / "a" / "b" / "store.db")
+    assert synced == [tmp_path / "a", tmp_path]
+    make_folder(tmp_path / "a" / "b" / "store.db")
+    assert len(synced) == 2

@@ -59,6 +59,18 @@ def test_a_key_is_kept_without_its_secret(file: KeyFile) -> None:
     assert Keyring([key]).grant(f"Bearer {text}".encode()) is not None
 
 
+def test_through_a_link_they_are_the_same_keys(file: KeyFile, tmp_path: Path) -> None:
+    """Else a server that was started with a link would find no keys, and be open."""
+    key, _ = file.create("shop", ["read:**"], NOW)
+    file.path.with_suffix("").touch()
+    link = tmp_path / "link.db"
+    link.symlink_to(file.path.with_suffix(""))
+    linked = KeyFile(link)
+    assert linked.path == file.path and linked.read() == [key]
+    other, _ = linked.create("other", ["read:**"], NOW)
+    assert ids(file) == [key.id, other.id]
+
+
 def test_only_the_owner_may_read_it_whatever_the_mask(file: KeyFile) -> None:
     before = os.umask(0)
     try:

@@ -1,5 +1,6 @@
 """Bits that flip in the file: what is damaged is seen, and named, and costs nothing else."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -104,17 +105,19 @@ def test_a_log_whose_name_is_damaged_is_refused(whole: tuple[Path, Any], tmp_pat
 
 
 def test_a_flipped_bit_is_an_error_for_its_row_only_or_refused_and_verify_sees_it(
-    whole: tuple[Path, Any], tmp_path: Path
+    whole: tuple[Path, Any], tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     original, before = whole
     data = original.read_bytes()
     seed = random.randrange(2**32)
     chance = random.Random(seed)
+    report = pytestconfig.getoption("--every-flip")
+    places = range(len(data)) if report else chance.sample(range(len(data)), FLIPS)
     outcomes = {"refused": 0, "row named": 0, "seen by verify": 0, "no effect": 0}
-    for number in range(FLIPS):
-        path = tmp_path / str(number) / "store.db"
+    for place in places:
+        path = tmp_path / str(place) / "store.db"
         path.parent.mkdir()
-        place, bit = chance.randrange(len(data)), chance.randrange(8)
+        bit = chance.randrange(8)
         flipped = bytearray(data)
         flipped[place] ^= 1 << bit
         path.write_bytes(flipped)
@@ -122,6 +125,10 @@ def test_a_flipped_bit_is_an_error_for_its_row_only_or_refused_and_verify_sees_i
         outcomes[_outcome(path, before, f"seed {seed}, byte {place}, bit {bit}")] += 1
         shutil.rmtree(path.parent)
     assert all(outcomes.values()), (seed, outcomes)
+    if report:
+        command = "python -m pytest tests/unit/test_sqlite_damage.py --every-flip bench/results/flips.json"
+        document = {"command": command, "seed": seed, "flips": len(places), "wrong": 0, "outcomes": outcomes}
+        Path(report).write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _as_stored(event: dict[str, Any]) -> dict[str, Any]:

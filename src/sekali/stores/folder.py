@@ -68,8 +68,12 @@ def make_folder(db_path: Path) -> None:
         StartupError: it cannot be made or written to.
 
     """
+    folder = db_path.parent
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        db_path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync_file(path.parent)  # or a power cut could take the folder, with all that was synced in it
     except OSError as error:
         raise StartupError(
             f"cannot make the folder {db_path.parent}: {error.strerror}; choose another DB_PATH"
