@@ -137,8 +137,7 @@ class Feed:
 
     def look_again(self) -> None:
         """Find out how far the log has come: a commit that failed may have stored its events all the same."""
-        if self._groups:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+        self._looking = asyncio.get_running_loop().create_task(self._look())
 
     async def _look(self) -> None:
         try:
@@ -165,9 +164,9 @@ class Feed:
 
     @asynccontextmanager
     async def following(
-        self, pattern: str | None, readable: Readable, after: int | None, newest: int
+        self, pattern: str | None, readable: Readable, after: int, newest: int
     ) -> AsyncIterator[Follower]:
-        """Give a follower of a topic or pattern, from behind a seq or, with None, from now on.
+        """Give a follower of a topic or pattern, from behind a seq.
 
         ``newest`` is a seq that the caller has seen in the log, and ``after`` is not above it.
         """
@@ -175,11 +174,11 @@ class Feed:
             self._note(newest)
             group = self._groups.join(pattern, readable)
         try:
-            if after is not None and after > self.head:
+            if after > self.head:
                 came = asyncio.get_running_loop().create_future()
                 self._awaited.append((after, came))
                 await came
-            yield Follower(self, group, self.head if after is None else after)
+            yield Follower(self, group, after)
         finally:
             self._groups.leave(group)
             if not self._groups:

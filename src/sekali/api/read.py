@@ -32,7 +32,7 @@ from sekali.topics import is_pattern, pattern_fault, topic_fault
 NDJSON = "application/x-ndjson"
 GRANT = "sekali.grant"  # in the ASGI scope: what the sender may do
 TAKEN = "taken"  # in a request's state: wait until the client has taken what was sent to it
-ENDLESS = "endless"  # in a request's state: its answer does not end by itself
+CONNECTION = "connection"  # in a request's state: what carries it and its answer
 Taken = Callable[[], Awaitable[bool]]  # False: it has left
 Write = Callable[[bytes, bool], Awaitable[None]]  # a part of an answer, and whether it is the last
 STREAM_PAGE_EVENTS = 2000

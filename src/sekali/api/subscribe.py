@@ -7,8 +7,9 @@ itself, up to where the feed has come. https://html.spec.whatwg.org/multipage/se
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
@@ -17,11 +18,11 @@ from sekali import ports
 from sekali.api import models, wire
 from sekali.api.access import Access, require_topic
 from sekali.api.body import Receive, Scope, Send
-from sekali.api.read import ENDLESS, TAKEN, StreamCut, reader, topic_or_pattern
+from sekali.api.read import CONNECTION, StreamCut, reader, topic_or_pattern
 from sekali.errors import InvalidQuery, SekaliError
-from sekali.feed import Feed
+from sekali.feed import Feed, Follower
 from sekali.keys import Grant
-from sekali.metrics import Metrics
+from sekali.metrics import Ending, Metrics
 from sekali.ports import EventStore, Position
 from sekali.topics import is_pattern
 
@@ -32,7 +33,24 @@ PAGE_EVENTS = 1000
 PAGE_BYTES = 256 * 1024
 PAGES_MAX = 8  # under way, or done and not yet taken over by their connections
 
+_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold it back
+]
+
 _Result = TypeVar("_Result")
+
+
+class _Connection(Protocol):
+    """What carries a request and its answer."""
+
+    is_endless: bool
+
+    async def taken(self) -> bool:
+        """Wait until the client has taken what was sent to it; False: it has left."""
+
+    def cut(self, reason: Ending) -> None:
+        """End it at once, whatever it has to send."""
 
 
 class Subscribing:
@@ -87,19 +105,20 @@ class Subscribing:
         if after not in {"earliest", "latest"} and not wire.is_seq(after):
             raise InvalidQuery("after", "a seq, earliest or latest")
 
-        def look() -> tuple[ports.Summary, int]:
-            return self.store.summary(grant.readable), self.store.summary().head
+        def look() -> tuple[int, ports.Summary]:  # in this order: all of what is readable and not above newest is known
+            return self.store.summary().head, self.store.summary(grant.readable)
 
-        summary, newest = await self.read(look)
-        start: int | None
+        newest, summary = await self.read(look)
+        told = start = newest
         if last_event_id:
-            start = wire.open_position(last_event_id, "Last-Event-ID", summary)
+            told = start = wire.open_position(last_event_id, "Last-Event-ID", summary)
         elif after == "latest":
-            start = None
+            told = min(newest, summary.head)
         else:
-            start = 0 if after == "earliest" else int(after)
+            told = start = 0 if after == "earliest" else int(after)
             wire.require_not_above_head(start, summary)
-        return _Stream(self, grant, topic, start, newest, summary)
+        following = self.feed.following(topic, grant.readable, start, newest)
+        return _Stream(self, following, grant, topic, summary.log_id, told)
 
     async def read(self, read: Callable[[], _Result]) -> _Result:
         """Read the store on a thread, once few others do."""
@@ -140,41 +159,44 @@ class Subscribing:
 
 
 class _Stream(Response):
-    """One answer. ``start`` is the seq behind which it begins, None: with what comes now."""
+    """One answer. ``told`` is the seq behind which it begins, as the reader sees it."""
 
     def __init__(
         self,
         subscribing: Subscribing,
+        following: AbstractAsyncContextManager[Follower],
         grant: Grant,
         topic: str | None,
-        start: int | None,
-        newest: int,
-        summary: ports.Summary,
+        log_id: str,
+        told: int,
     ) -> None:
         self.background = None
         self._subscribing = subscribing
+        self._following = following
         self._grant = grant
         self._topic = topic
-        self._start = start
-        self._newest = newest
-        self._summary = summary
+        self._log_id = log_id
+        self._told = told
         self._left = False
+        self._waits_for_client = False
         self._sent_at_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         subscribing = self._subscribing
-        scope["state"][ENDLESS] = True
-        self._send, self._taken = send, scope["state"][TAKEN]
-        following = subscribing.feed.following(self._topic, self._grant.readable, self._start, self._newest)
-        async with following as self._follower:
+        self._send = send
+        self._connection: _Connection = scope["state"][CONNECTION]
+        async with self._following as self._follower:
             watching = asyncio.create_task(self._watch(receive))
             subscribing.opened(self)
+            self._connection.is_endless = True
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                await self._give(self._opening())
+                # A client that is cut off before its first event goes on from here all the same.
+                await self._give(b"retry: %d\n%b\n" % (RETRY_MS, self._id(self._told)))
                 await self._run()
                 await send({"type": "http.response.body", "body": b""})
             finally:
+                self._connection.is_endless = False
                 subscribing.closed(self)
                 watching.cancel()
 
@@ -189,7 +211,9 @@ class _Stream(Response):
         return asyncio.get_running_loop().time() - self._sent_at_s >= self._subscribing.heartbeat_s
 
     def wake(self) -> None:
-        """Let it see what there is to do."""
+        """Let it see what there is to do. When the server stops, it waits no more for its client to take anything."""
+        if self._waits_for_client and self._subscribing.is_stopping:
+            self._connection.cut(Ending.ANSWER_NOT_TAKEN)
         self._follower.wake()
 
     async def _watch(self, receive: Receive) -> None:
@@ -236,14 +260,7 @@ class _Stream(Response):
 
     def _page(self, query: ports.Query) -> tuple[bytes, Position | None]:
         page = self._subscribing.store.read(query)
-        return b"".join(wire.events_sse(self._summary.log_id, page.events)), page.next
-
-    def _opening(self) -> bytes:
-        """Return what comes first: a client that is cut off before its first event goes on from here all the same."""
-        position = self._follower.position
-        if self._grant.readable is not None and self._start is None:
-            position = min(position, self._summary.head)
-        return b"retry: %d\n%b\n" % (RETRY_MS, self._id(position))
+        return b"".join(wire.events_sse(self._log_id, page.events)), page.next
 
     def _heartbeat(self) -> bytes:
         """Return a comment and how far the reader has come, which saves it to look through that when it comes back.
@@ -253,14 +270,15 @@ class _Stream(Response):
         return b":\n%b\n" % (self._id(self._follower.position) if self._grant.readable is None else b"")
 
     def _id(self, seq: int) -> bytes:
-        return b"id: %b\n" % wire.position_id(self._summary.log_id, seq).encode()
+        return b"id: %b\n" % wire.position_id(self._log_id, seq).encode()
+
+    async def _taken(self) -> bool:
+        self._waits_for_client = True
+        try:
+            return await self._connection.taken()
+        finally:
+            self._waits_for_client = False
 
     async def _give(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._sent_at_s = asyncio.get_running_loop().time()
-
-
-_HEADERS = [
-    (b"content-type", b"text/event-stream"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold it back
-]
