@@ -7,6 +7,7 @@ from typing import Any
 
 import typer.main
 
+from limits import LIMITS, Limit
 from sekali.cli import app
 from sekali.metrics import METRICS
 from sekali.settings import PublisherSettings, ServerSettings, environment_names
@@ -67,6 +68,7 @@ def cli_page() -> str:
         "| 1 | something was invalid, in conflict or refused (no key, no scope), or an audit found a fault |",
         "| 2 | the command was not understood |",
         "| 3 | no server could be reached within the time given, or the server or store could not be opened |",
+        "| 4 | `sekali serve` gave up: no commit worked any more, or there was no memory left; its log says which |",
         "| 130 | ended by Ctrl-C |",
     ]
     for name, command in _commands(group):
@@ -92,11 +94,37 @@ def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, command
 
 
+def limits_page() -> str:
+    """Every limit, and what comes of more."""
+    lines = [
+        "# Limits",
+        "",
+        NOTE,
+        "Every limit is enforced while reading: what is beyond it is not kept first. `invalid` is the verdict on that",
+        "item alone, and its neighbours are stored; a request refused with 4xx, or with 503 for one of these limits,",
+        "stores nothing. Texts are measured in bytes of UTF-8.",
+    ]
+    for title, limits in LIMITS.items():
+        lines += ["", f"## {title}", "", "| at most | of | setting | beyond |", "|---|---|---|---|"]
+        for limit in limits:
+            setting = "" if limit.setting is None else f"`{environment_names(ServerSettings, limit.setting)[0]}`"
+            lines.append(f"| {_quantity(limit)} | {limit.what} | {setting} | {limit.beyond} |")
+    return "\n".join(lines) + "\n"
+
+
+def _quantity(limit: Limit) -> str:
+    if limit.unit == "bytes":
+        for size, unit in ((1024 * 1024, "MiB"), (1024, "KiB")):
+            if limit.value >= size and limit.value % size == 0:
+                return f"{limit.value / size:,g} {unit}"
+    return f"{limit.value:,} {limit.unit}".replace(".0 ", " ").strip()
+
+
 def _cell(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
-PAGES = {"settings.md": settings_page, "metrics.md": metrics_page, "cli.md": cli_page}
+PAGES = {"settings.md": settings_page, "metrics.md": metrics_page, "cli.md": cli_page, "limits.md": limits_page}
 
 
 def main() -> int:

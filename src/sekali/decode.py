@@ -47,6 +47,7 @@ class Decoded(msgspec.Struct, frozen=True):
 _one = msgspec.json.Decoder(EventIn).decode
 _many = msgspec.json.Decoder(list[EventIn]).decode
 _WHITE_SPACE = b" \t\n\r"
+_NAME_SHOWN_MAX = 100  # an answer should not be as long as what it refuses
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A string, a comma, or a run of brackets; a quote alone opens a string that never ends.
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|,|[\[{]+|[\]}]+|"', re.DOTALL)
@@ -75,8 +76,7 @@ def decode_json(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
     if careful:
         return _decode_carefully(body, limits, single=single)
     try:
-        if not body.isascii():
-            body.decode()  # msgspec.Raw keeps a payload without looking at its UTF-8
+        _require_utf8(body)
         items = [_one(body)] if single else _many(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise NeedsCare from None
@@ -101,6 +101,7 @@ def decode_ndjson(body: bytes, limits: Limits, *, careful: bool) -> Decoded:
     if careful:
         return _decode_lines_carefully(lines, limits)
     try:
+        _require_utf8(body)
         items = list(map(_one, lines))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise NeedsCare from None
@@ -112,6 +113,7 @@ def _decode_lines_carefully(lines: list[bytes], limits: Limits) -> Decoded:
     faults: dict[int, str] = {}
     for position, line in enumerate(lines):
         try:
+            _require_utf8(line)
             items.append(_one(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             try:
@@ -119,6 +121,12 @@ def _decode_lines_carefully(lines: list[bytes], limits: Limits) -> Decoded:
             except NotJson as error:
                 faults[position] = f"line: {error}"
     return _decoded(items, faults, limits, single=False)
+
+
+def _require_utf8(text: bytes) -> None:
+    """See to what msgspec.Raw keeps, or lets pass, without looking."""
+    if not text.isascii():
+        text.decode()
 
 
 def _decode_carefully(body: bytes, limits: Limits, *, single: bool) -> Decoded:
@@ -229,10 +237,14 @@ def _explain(message: str) -> str:
     assert match is not None
     what, field = match["what"].replace("`", ""), match["field"]
     if unknown := _UNKNOWN_FIELD.match(message):
-        return f"{unknown[1]}: unknown field; put what belongs to the event into payload"
+        return f"{_clipped(unknown[1])}: unknown field; put what belongs to the event into payload"
     if missing := _MISSING_FIELD.match(message):
         return f"{missing[1]}: required field is missing"
     return f"{field or 'event'}: {what[:1].lower()}{what[1:]}"
+
+
+def _clipped(name: str) -> str:
+    return name if len(name) <= _NAME_SHOWN_MAX else name[:_NAME_SHOWN_MAX] + "…"
 
 
 def _too_many(limits: Limits) -> TooManyItems:

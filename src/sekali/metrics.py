@@ -50,7 +50,9 @@ METRICS = (
     MetricInfo("sekali_queue_events", "gauge", "Events accepted and not yet answered."),
     MetricInfo("sekali_queue_bytes", "gauge", "Bytes of request bodies held."),
     MetricInfo("sekali_connections", "gauge", "Connections that are open."),
-    MetricInfo("sekali_unsent_bytes", "gauge", "Bytes of answers that clients have not taken."),
+    MetricInfo(
+        "sekali_connection_bytes", "gauge", "Bytes that wait on connections: answers not taken, requests not begun."
+    ),
     MetricInfo("sekali_oldest_waiting_seconds", "gauge", "Age of the oldest event accepted and not yet readable."),
     MetricInfo("sekali_healthy", "gauge", "1 while the server can commit, else 0."),
     MetricInfo("sekali_log_events", "gauge", "Events in the log."),
@@ -71,7 +73,7 @@ class Ending(StrEnum):
     HEADERS_LATE = "headers-late"
     BODY_LATE = "body-late"
     ANSWER_NOT_TAKEN = "answer-not-taken"
-    UNSENT = "unsent"  # too much waits for clients, and this one for the longest
+    WAITED_LONGEST = "waited-longest"  # too much waits on connections
 
 
 _INFO = {metric.name: metric for metric in METRICS}

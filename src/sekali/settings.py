@@ -109,10 +109,11 @@ class ServerSettings(_Settings):
     connections_max: int = Field(
         1000, ge=1, description="Connections at once; beyond, an idle one gives way, or else the new one gets 503."
     )
-    unsent_bytes_max: int = Field(
+    connection_bytes_max: int = Field(
         64 * MIB,
         ge=16 * MIB,
-        description="Bytes of answers not yet taken, over all clients; beyond: who has waited longest is cut.",
+        description="Bytes that wait on connections, answers not taken and requests whose turn has not come; beyond: "
+        "who has waited longest is cut.",
     )
     stop_timeout_s: float = Field(10.0, gt=0, description="Time to commit, answer and stop after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

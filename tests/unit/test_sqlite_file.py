@@ -7,7 +7,7 @@ import apsw
 import pytest
 
 from batches import publish, read_all
-from sekali.errors import StartupError, StoreBroken
+from sekali.errors import StartupError, StoreBroken, TookTooLong
 from sekali.ports import Order, Query, Unreadable
 from sekali.stores import sqlite_read
 from sekali.stores.sqlite import SqliteStore
@@ -207,4 +207,24 @@ def test_commits_are_durable_by_the_settings_read_back(path: Path) -> None:
     store = open_store(path)
     assert store._writer.pragma("synchronous") == 2
     assert store._writer.pragma("journal_mode") == "wal"
+    store.close()
+
+
+def test_a_reader_that_takes_too_long_is_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_read, "STEPS_BETWEEN_LOOKS", 1)
+    store = SqliteStore(path, FakeClock(), topics_max=100, read_timeout_s=0)
+    store.recover()
+    for read in (store.read, lambda query: store.summary()):
+        with pytest.raises(TookTooLong, match=r"took longer than 0 s \(READ_TIMEOUT_S\) and was ended"):
+            read(Query())
+    # It holds nothing back: the log can start over.
+    publish(store, ("a", "3"))
+    assert store._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE) == (0, 0)
+    store.close()
+
+
+def test_a_reader_that_is_in_time_is_not(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_read, "STEPS_BETWEEN_LOOKS", 1)
+    store = open_store(path)
+    assert len(store.read(Query()).events) == 3
     store.close()

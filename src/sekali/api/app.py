@@ -76,6 +76,7 @@ def _reading_app(reading: Reading, access: Access) -> FastAPI:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             document["paths"] = {"/publish": models.publish_path(), **document["paths"]}
+            models.add_problems_of_connections(document["paths"])
             schemas = document["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; ours are problem documents
                 schemas.pop(name, None)

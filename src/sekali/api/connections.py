@@ -33,10 +33,10 @@ class Connections:
         self.body_timeout_s = settings.body_timeout_s
         self.answer_timeout_s = settings.answer_timeout_s
         self._metrics = metrics
-        self.unsent_bytes = 0
+        self.bytes_held = 0
         self._connections_max = settings.connections_max
-        self._unsent_bytes_max = settings.unsent_bytes_max
-        self._unsent: dict[Connection, int] = {}  # who has waited longest comes first
+        self._bytes_max = settings.connection_bytes_max
+        self._held: dict[Connection, int] = {}  # who has waited longest comes first
 
     def refusal(self, connections: Collection[Connection]) -> Problem | None:
         """Say what to answer to the newest of so many connections, None if it may stay.
@@ -62,14 +62,14 @@ class Connections:
 
     def hold(self, connection: Connection, count: int) -> None:
         """Say how many bytes wait on a connection now; where it is too many in all, cut who has waited longest."""
-        before = self._unsent.get(connection, 0)
-        self.unsent_bytes += count - before
+        before = self._held.get(connection, 0)
+        self.bytes_held += count - before
         if not count:
-            self._unsent.pop(connection, None)
+            self._held.pop(connection, None)
             return
-        self._unsent[connection] = count
-        while self.unsent_bytes > self._unsent_bytes_max:
-            next(iter(self._unsent)).cut(Ending.UNSENT)  # which lets go of what it holds
+        self._held[connection] = count
+        while self.bytes_held > self._bytes_max:
+            next(iter(self._held)).cut(Ending.WAITED_LONGEST)  # which lets go of what it holds
 
 
 def require_descriptors(connections_max: int) -> None:

@@ -256,17 +256,24 @@ METRICS: dict[str, Any] = {
         **_problem(),
     },
 }
+_CONTENT_ENCODING = {
+    "name": "Content-Encoding",
+    "in": "header",
+    "schema": {"type": "string", "enum": ["identity", "gzip"]},
+    "description": "`gzip` where the body is compressed. Its limit holds for what it stands for.",
+}
 EXISTS: dict[str, Any] = {
     "response_model": None,
     "openapi_extra": {
+        "parameters": [_CONTENT_ENCODING],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Question"}}},
-        }
+        },
     },
     "responses": {
         200: {"description": "What is missing.", "model": Missing},
-        **_problem(Kind.NOT_JSON, Kind.TOO_SLOW, Kind.TOO_LARGE, Kind.INVALID_QUERY, Kind.QUEUE_FULL, Kind.UNAVAILABLE),
+        **_problem(Kind.NOT_JSON, Kind.TOO_LARGE, Kind.MEDIA, Kind.INVALID_QUERY, Kind.QUEUE_FULL, Kind.UNAVAILABLE),
     },
 }
 
@@ -286,7 +293,8 @@ def publish_path() -> dict[str, Any]:
             "always safe.",
             "operationId": "publish",
             "parameters": [
-                {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _PREFERENCES}
+                {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "description": _PREFERENCES},
+                _CONTENT_ENCODING,
             ],
             "requestBody": {
                 "required": True,
@@ -302,12 +310,10 @@ def publish_path() -> dict[str, Any]:
                     str(status): response
                     for status, response in _problem(
                         Kind.NOT_JSON,
-                        Kind.TOO_SLOW,
                         Kind.CONFLICT,
                         Kind.TOO_LARGE,
                         Kind.MEDIA,
                         Kind.INVALID_EVENT,
-                        Kind.HEADERS_TOO_LARGE,
                         Kind.QUEUE_FULL,
                         Kind.UNAVAILABLE,
                     ).items()
@@ -327,6 +333,16 @@ SECURITY_SCHEMES = {
     "basic": {"type": "http", "scheme": "basic", "description": "The key's id as user, its secret as password."},
 }
 SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}, {}]  # without: where there are no keys
+
+
+def add_problems_of_connections(paths: dict[str, Any]) -> None:
+    """Add to every operation what its connection may answer in its place, whatever the route."""
+    of_connections = _problem(Kind.NOT_HTTP, Kind.TOO_SLOW, Kind.HEADERS_TOO_LARGE, Kind.QUEUE_FULL)
+    for operation in (one for path in paths.values() for one in path.values()):
+        for status, response in of_connections.items():
+            there = operation["responses"].setdefault(str(status), response)
+            if response["description"] not in there["description"]:
+                there["description"] += f"; {response['description']}"
 
 
 def extra_schemas() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sekali.metrics import Ending
 HEADER_BYTES_MAX = 32 * 1024
 HEADER_COUNT_MAX = 100
 PIPELINED_MAX = 16
+PIPELINED_BYTES = 16 * 1024  # about what a request takes whose turn has not come, with as many headers as it may have
 
 log = structlog.get_logger("sekali.connection")
 
@@ -149,20 +150,24 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        path = _path(self.url)
-        if path is None or self.parser.get_method() == b"CONNECT":
+        upgrade = self.parser.should_upgrade()
+        path = b"/publish" if self.url == b"/publish" else _path(self.url)
+        if path is None or (upgrade and self.parser.get_method() == b"CONNECT"):
             self._end(Kind.NOT_HTTP, "the address is not one of this server")
             raise _Ended
-        if self.parser.should_upgrade():
-            return
+        if upgrade:
+            return  # see _parse
         self._in_header, self._in_body = False, True
         self._stop_deadline()
         if path == b"/publish":
             self._begin_publish()
         else:
             super().on_headers_complete()
-            self.scope["state"][TAKEN] = self.flow.drain
-            if self.expect_100_continue:  # whether the body comes or not, it is not taken for the next request
+            if self.pipeline:
+                self.hold(PIPELINED_BYTES)
+            self.scope["state"][TAKEN] = self.taken
+            # Where a body was announced that may not come, it must not be awaited in place of the next request.
+            if self.expect_100_continue or self.parser.get_http_version() != "1.1":
                 self.cycle.keep_alive = False
 
     def _begin_publish(self) -> None:
@@ -245,6 +250,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.on_response_complete()
         elif not self.pipeline:
             self.flow.resume_reading()
+
+    async def taken(self) -> bool:
+        """Wait until the client has taken what was sent to it; False: it has left."""
+        await self.flow.drain()
+        if self.transport.is_closing():
+            self._running.disconnected = True
+        return not self.transport.is_closing()
 
     def hold(self, count: int) -> None:
         """Count bytes in whose turn has not come."""
@@ -366,9 +378,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def _path(url: bytes) -> bytes | None:
     """Return the path of an address, in whatever form that came; None where it is none."""
-    path = url.partition(b"?")[0]
-    if path == b"/publish":
-        return path
     try:
         found: bytes | None = httptools.parse_url(url).path
     except httptools.HttpParserInvalidURLError:

@@ -1,7 +1,7 @@
 """The reading routes. Queries run on threads; answers are encoded there too, in pages of bounded size."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -10,12 +10,12 @@ from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from sekali import ports
 from sekali.api import models, wire
 from sekali.api.access import Access, require_everything, require_reader, require_topic
-from sekali.api.body import Body, ByteBudget, header, read_whole
+from sekali.api.body import Body, ByteBudget, Receive, Scope, Send, header, read_whole
 from sekali.api.connections import Connections
 from sekali.api.negotiation import is_ndjson
 from sekali.api.problems import Kind, Problem
@@ -32,8 +32,10 @@ from sekali.topics import is_pattern, pattern_fault, topic_fault
 NDJSON = "application/x-ndjson"
 GRANT = "sekali.grant"  # in the ASGI scope: what the sender may do
 TAKEN = "taken"  # in a request's state: wait until the client has taken what was sent to it
-Taken = Callable[[], Awaitable[None]]
+Taken = Callable[[], Awaitable[bool]]  # False: it has left
+Write = Callable[[bytes, bool], Awaitable[None]]  # a part of an answer, and whether it is the last
 STREAM_PAGE_EVENTS = 2000
+READS_MAX = 8  # under way, or done and not yet taken over by their connections; each is 8 MiB at most
 STATS_TOPICS_MAX = 1000
 
 _Result = TypeVar("_Result")
@@ -41,6 +43,28 @@ _Result = TypeVar("_Result")
 
 class StreamCut(Exception):
     """A stream cannot go on; the connection is cut without the final chunk, so that the reader notices."""
+
+
+class _Stream(Response):
+    """An answer that is written while it is made.
+
+    Starlette's own cancels a task where the client leaves, and what that held, pages of 8 MiB, waits for the collector
+    of reference cycles.
+    """
+
+    media_type = NDJSON
+
+    def __init__(self, write_all: Callable[[Write], Awaitable[None]]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._write_all = write_all
+
+    async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
+        async def write(body: bytes, is_last: bool) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._write_all(write)
 
 
 class _ExistsIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -69,6 +93,7 @@ class Reading:
         self._budget = budget
         self._connections = connections
         self._readers = readers
+        self._reads = asyncio.Semaphore(READS_MAX)
         self._stopping = stopping
         self._access = access
         self._settings = settings
@@ -84,8 +109,10 @@ class Reading:
             self.router.add_api_route(path, endpoint, methods=["GET"], **extra)
         self.router.add_api_route("/exists", self.exists, methods=["POST"], **models.EXISTS)
 
-    def _read(self, read: Callable[[], _Result]) -> asyncio.Future[_Result]:
-        return asyncio.get_running_loop().run_in_executor(self._readers, read)
+    async def _read(self, read: Callable[[], _Result]) -> _Result:
+        """Read on a thread. What comes of it may be large, so few are made before the connections take them over."""
+        async with self._reads:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
 
     async def events(
         self,
@@ -118,8 +145,8 @@ class Reading:
         if _wants_ndjson(request):
             query, summary = await self._read(lambda: self._begin(query, cursor))
             taken = request.scope["state"][TAKEN]
-            stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head), grant, taken)
-            return StreamingResponse(stream, media_type=NDJSON)
+            query = replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head)
+            return _Stream(partial(self._stream, query, grant, taken))
 
         def read() -> tuple[bytes, list[int] | None, Summary]:
             placed, summary = self._begin(query, cursor)
@@ -139,8 +166,8 @@ class Reading:
             query = replace(query, position=Position(seq, timestamp_ns))
         return query, summary
 
-    async def _stream(self, query: ports.Query, grant: Grant, taken: Taken) -> AsyncIterator[bytes]:
-        """Give everything that matches, page by page; each page is a short transaction of its own.
+    async def _stream(self, query: ports.Query, grant: Grant, taken: Taken, write: Write) -> None:
+        """Write everything that matches, page by page; each page is a short transaction of its own.
 
         The next page is read once the client has taken this one: for a client that does not, no more than one is held.
         """
@@ -149,17 +176,16 @@ class Reading:
             page = self._store.read(query)
             return wire.events_ndjson(page.events), page.next
 
-        while True:
+        while await taken():
             body, position = await self._read(partial(read, query))
             if self._stopping.is_set():
                 raise StreamCut("the server is stopping")
             if not self._access.still_holds(grant):
                 raise StreamCut("the key was revoked or has expired")
-            if body:
-                yield body
+            await write(body, position is None)
+            del body  # while the client takes it, the connection has it
             if position is None:
                 return
-            await taken()
             query = replace(query, position=position)
 
     async def topics(
@@ -257,7 +283,7 @@ class Reading:
             "sekali_queue_events": self._consumer.events_waiting,
             "sekali_queue_bytes": self._budget.held,
             "sekali_connections": self._connections.open,
-            "sekali_unsent_bytes": self._connections.unsent_bytes,
+            "sekali_connection_bytes": self._connections.bytes_held,
             "sekali_oldest_waiting_seconds": self._consumer.oldest_waiting_s,
             "sekali_healthy": float(self._consumer.trouble is None),
             "sekali_uptime_seconds": self._metrics.uptime_s,

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -129,13 +129,16 @@ def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
     )
 
 
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what a store can look for
+
+
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
     """Where a page ended: in which log and how far that had come, in which listing and order, and behind what."""
 
     log_id: str
-    head: int
+    head: _Integer
     listing: str
-    position: list[int | str]
+    position: list[_Integer | str]
 
     def token(self) -> str:
         """Return the cursor as the opaque text that clients hand back."""
