@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -28,6 +29,7 @@ from sekali.api.connections import Connections, require_descriptors
 from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
 from sekali.api.read import Reading
+from sekali.api.subscriptions import SubscriptionRoutes
 from sekali.consumer import Consumer
 from sekali.errors import StartupError
 from sekali.logs import configure_logging
@@ -35,9 +37,11 @@ from sekali.metrics import Metrics
 from sekali.ports import EventStore
 from sekali.settings import ServerSettings
 from sekali.stores.sqlite import SqliteStore
+from sekali.subscriptions.manager import Subscriptions
 from sekali.tls import server_context
 
 READER_THREADS = 4
+DELIVERY_THREADS = 2
 LISTEN_BACKLOG = 1024
 EXIT_OK, EXIT_TOO_LATE, EXIT_GAVE_UP = 0, 1, 4
 
@@ -145,30 +149,49 @@ async def running_app(
 
     """
     budget = ByteBudget(settings.queue_bytes_max)
-    consumer = Consumer(
-        store,
-        metrics,
-        time.monotonic,
-        workers=settings.consumer_workers,
-        queue_events_max=settings.queue_events_max,
-        commit_events_max=settings.commit_events_max,
-        commit_wait_ms_max=settings.commit_wait_ms_max,
-        on_recovery=RecoveryReport(),
-        on_give_up=on_give_up,
-    )
     with (
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
+        ThreadPoolExecutor(DELIVERY_THREADS, "sekali-delivery") as deliverers,
         ThreadPoolExecutor(1, "sekali-careful") as careful,
     ):
+        subscriptions = Subscriptions(
+            store,
+            deliverers,
+            stopping,
+            steady_clock_ns(),
+            lambda: secrets.token_urlsafe(16),
+            subscriptions_max=settings.subscriptions_max,
+        )
+        consumer = Consumer(
+            store,
+            metrics,
+            time.monotonic,
+            workers=settings.consumer_workers,
+            queue_events_max=settings.queue_events_max,
+            commit_events_max=settings.commit_events_max,
+            commit_wait_ms_max=settings.commit_wait_ms_max,
+            on_recovery=RecoveryReport(),
+            on_give_up=on_give_up,
+            on_stored=subscriptions.on_stored,
+        )
         connections = Connections(metrics, settings)
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
         reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, access, settings)
+        routes = SubscriptionRoutes(subscriptions, store, budget, deliverers, access, settings)
         consumer.start()
+        subscriptions.start(consumer)
         try:
-            yield Running(Api(reading, access), publish, connections, consumer.ready)
+            yield Running(Api(reading, routes, access), publish, connections, consumer.ready)
         finally:
+            await subscriptions.stop()
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
+
+
+def steady_clock_ns() -> Callable[[], int]:
+    """Return a clock that shows the time of now and goes on steadily from there, whatever the wall clock is set to."""
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    return lambda: time.monotonic_ns() + offset_ns
 
 
 class RecoveryReport:

@@ -154,7 +154,7 @@ class Reading:
             position = None if page.next is None else [page.next.seq, page.next.timestamp_ns]
             return wire.events_json(page.events), position, summary
 
-        return _page_response(request, _listing(query), *await self._read(read))
+        return page_response(request, _listing(query), *await self._read(read))
 
     def _begin(self, query: ports.Query, cursor: str | None) -> tuple[ports.Query, Summary]:
         """Put a query behind its cursor, if that is of this log."""
@@ -203,7 +203,7 @@ class Reading:
             topics = self._store.topics(str(after), limit, readable)
             return wire.topics_json(topics), [topics[-1].topic] if len(topics) == limit else None, summary
 
-        return _page_response(request, "topics", *await self._read(read))
+        return page_response(request, "topics", *await self._read(read))
 
     async def conflicts(
         self,
@@ -221,7 +221,7 @@ class Reading:
             full = len(conflicts) == limit or sum(len(conflict.payload) for conflict in conflicts) > PAGE_BYTES_MAX
             return wire.conflicts_json(conflicts), [conflicts[-1].number] if full else None, summary
 
-        return _page_response(request, "conflicts", *await self._read(read))
+        return page_response(request, "conflicts", *await self._read(read))
 
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
@@ -232,7 +232,7 @@ class Reading:
             question = _exists_question(await read_whole(body, request.scope, request.receive), settings)
             require_topic(grant, question.topic)
             missing = await self._read(lambda: self._store.missing(question.topic, question.event_ids))
-        return _json({"missing": missing})
+        return json_response({"missing": missing})
 
     async def stats(self, request: Request) -> Response:
         """The figures of this process and of the log; for a key that may not read everything, those of its topics."""
@@ -247,7 +247,7 @@ class Reading:
             "log_id": summary.log_id,
             "lifetime": summary.lifetime,
         }
-        return _json(of_log if readable is not None else of_log | self._figures())
+        return json_response(of_log if readable is not None else of_log | self._figures())
 
     def _figures(self) -> dict[str, Any]:
         """Return the figures of the process, which tell of everybody's events."""
@@ -274,7 +274,7 @@ class Reading:
         trouble, is_known = self._consumer.trouble, request.scope[GRANT] is not None
         if trouble is not None:
             raise Problem(Kind.UNAVAILABLE, trouble if is_known else "the server cannot commit", extra={"ok": False})
-        return _json({"ok": True} | ({"uptime_seconds": round(self._metrics.uptime_s, 3)} if is_known else {}))
+        return json_response({"ok": True} | ({"uptime_seconds": round(self._metrics.uptime_s, 3)} if is_known else {}))
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus metrics. When the store cannot be read they are there without the figures of the log."""
@@ -311,13 +311,15 @@ def _reader(request: Request) -> Grant:
     return grant
 
 
-def _json(document: Any) -> Response:
-    return Response(msgspec.json.encode(document), media_type="application/json")
+def json_response(document: Any, status: int = 200) -> Response:
+    """Answer with a JSON document."""
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
 
 
-def _page_response(
+def page_response(
     request: Request, listing: str, body: bytes, position: list[int] | list[str] | None, summary: Summary
 ) -> Response:
+    """Answer with a page of a listing, and the address of the next one where there is a position behind it."""
     headers = {}
     if position is not None:
         cursor = wire.Cursor(summary.log_id, summary.head, listing, list(position)).token()

@@ -29,6 +29,7 @@ class EventOut(msgspec.Struct, omit_defaults=True, gc=False):
     seq: int = 0
     duplicates: int = 0
     last_duplicate_at: str | None = None
+    attempt: int = 0  # there where a subscription delivers it
 
 
 class TopicOut(msgspec.Struct):
@@ -64,6 +65,20 @@ def events_json(events: Sequence[StoredEvent | Unreadable]) -> bytes:
 def events_ndjson(events: Sequence[StoredEvent | Unreadable]) -> bytes:
     """Encode events one a line, each line ended."""
     return _encode_lines(_events_out(events))
+
+
+def delivered_json(
+    lease: str | None, expires_at_ns: int, events: Sequence[tuple[StoredEvent | Unreadable, int]]
+) -> bytes:
+    """Encode events that a consumer gets, each with the number of its attempt, and the lease that holds them."""
+    out = _events_out([event for event, _ in events])
+    for one, (_, attempt) in zip(out, events, strict=True):
+        if isinstance(one, EventOut):
+            one.attempt = attempt
+        else:
+            one["attempt"] = attempt
+    expires_at = None if lease is None else format_timestamp(expires_at_ns)
+    return _encode({"lease": lease, "expires_at": expires_at, "events": out})
 
 
 def _events_out(events: Sequence[StoredEvent | Unreadable]) -> list[Any]:

@@ -33,6 +33,7 @@ from sekali.errors import (
     SekaliError,
     SubscriptionDiffers,
     TooManySubscriptions,
+    Unavailable,
 )
 from sekali.ports import EventStore
 from sekali.subscriptions.awake import Awake, Replaced
@@ -51,9 +52,13 @@ log = structlog.get_logger("sekali.subscriptions")
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The figures of a subscription: of its store, of its consumers now, and counted since the server started."""
+    """The figures of a subscription: as stored, of its consumers now, and counted since the server started.
+
+    ``oldest_s`` is the age of what has waited longest to be settled, None where everything is.
+    """
 
     figures: Figures
+    oldest_s: float | None
     in_flight: int
     waiting: int
     counts: Counts
@@ -84,6 +89,7 @@ class Subscriptions:
         self._subscriptions_max = subscriptions_max
         self._known: dict[str, Subscription] | None = None  # None: what is stored has to be looked up
         self._changes = 0  # that were committed, or may have been
+        self._changes_under_way = 0
         self._awake: dict[str, Awake] = {}
         self._waking: dict[str, list[tuple[int, frozenset[str]]]] = {}  # what was stored meanwhile
         self._by_topic: dict[str, tuple[Awake, ...]] = {}
@@ -163,6 +169,7 @@ class Subscriptions:
 
         """
         async with self._changing:
+            self._require_nothing_under_way()
             known = await self._read_known()
             old = known.get(name)
             if old is None:
@@ -195,6 +202,7 @@ class Subscriptions:
 
         """
         async with self._changing:
+            self._require_nothing_under_way()
             await self.get(name)
             self._end(name)
             await self._commit(Delete(name))
@@ -210,6 +218,7 @@ class Subscriptions:
 
         """
         async with self._changing:
+            self._require_nothing_under_way()
             await self.get(name)
             position = await self._position(place)
             self._end(name)
@@ -231,8 +240,17 @@ class Subscriptions:
         def done(_: SekaliError | None) -> None:
             self._known = None
             self._changes += 1
+            self._changes_under_way -= 1
 
-        await committed(self._around.submit([change], done))
+        committing = self._around.submit([change], done)
+        self._changes_under_way += 1
+        await committed(committing)
+
+    def _require_nothing_under_way(self) -> None:
+        """Refuse to build on a change whose commit nobody waited for to its end."""
+        self._around.consumer.require_working()
+        if self._changes_under_way:
+            raise Unavailable("a change of subscriptions is under way; send the request again")
 
     async def _position(self, start: str | Place) -> int:
         if start == "earliest":
@@ -312,7 +330,9 @@ class Subscriptions:
         figures = await self._around.read(lambda: self._store.figures(name, lag_max))
         awake = self._awake.get(name)
         in_flight, waiting = (0, 0) if awake is None else (awake.lanes.in_flight, awake.lanes.waiting)
-        return Status(figures, in_flight, waiting, self._counts.get(name) or Counts())
+        oldest_at_ns = figures.oldest_at_ns
+        oldest_s = None if oldest_at_ns is None else round(max(self._clock_ns() - oldest_at_ns, 0) / 1e9, 3)
+        return Status(figures, oldest_s, in_flight, waiting, self._counts.get(name) or Counts())
 
     async def _with(self, name: str, act: Callable[[Awake], Awaitable[_Result]]) -> _Result:
         while True:
@@ -331,8 +351,8 @@ class Subscriptions:
             if awake is not None and not awake.has_ended:
                 return awake
             self._end(name)
+            self._require_nothing_under_way()
             subscription = await self.get(name)
-            self._around.consumer.require_working()
             self._waking[name] = []
             try:
                 head, pending = await self._around.read(lambda: self._store.pending(name))
