@@ -176,7 +176,9 @@ async def running_app(
         )
         connections = Connections(metrics, settings)
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
-        reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, access, settings)
+        reading = Reading(
+            store, consumer, metrics, budget, connections, subscriptions, readers, stopping, access, settings
+        )
         routes = SubscriptionRoutes(subscriptions, store, budget, deliverers, access, settings)
         consumer.start()
         subscriptions.start(consumer)

@@ -20,12 +20,13 @@ from sekali.api.connections import Connections
 from sekali.api.negotiation import is_ndjson
 from sekali.api.problems import Kind, Problem
 from sekali.consumer import Consumer
-from sekali.errors import InvalidQuery, StoreBroken
+from sekali.errors import InvalidQuery, StoreBroken, Unavailable
 from sekali.event import Outcome, event_id_fault
 from sekali.keys import Grant
 from sekali.metrics import Metrics
 from sekali.ports import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, EventStore, Order, Position, Summary
 from sekali.settings import ServerSettings
+from sekali.subscriptions.manager import Subscriptions
 from sekali.timestamps import parse_timestamp
 from sekali.topics import is_pattern, pattern_fault, topic_fault
 
@@ -82,6 +83,7 @@ class Reading:
         metrics: Metrics,
         budget: ByteBudget,
         connections: Connections,
+        subscriptions: Subscriptions,
         readers: Executor,
         stopping: asyncio.Event,
         access: Access,
@@ -92,6 +94,7 @@ class Reading:
         self._metrics = metrics
         self._budget = budget
         self._connections = connections
+        self._subscriptions = subscriptions
         self._readers = readers
         self._reads = asyncio.Semaphore(READS_MAX)
         self._stopping = stopping
@@ -288,15 +291,19 @@ class Reading:
             "sekali_healthy": float(self._consumer.trouble is None),
             "sekali_uptime_seconds": self._metrics.uptime_s,
         }
+        of_subscriptions: dict[str, dict[str, float]] = {}
         try:
             summary = await self._read(self._store.summary)
-        except StoreBroken:
+            of_subscriptions = await self._subscriptions.samples()
+            gauges["sekali_subscriptions"] = len(await self._subscriptions.all())
+        except (StoreBroken, Unavailable):
             pass
         else:
             gauges["sekali_log_events"] = summary.lifetime.stored
             gauges["sekali_log_topics"] = summary.topics_count
         gauges |= {f"sekali_store_{name}": value for name, value in (await self._read(self._store.gauges)).items()}
-        return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = self._metrics.scrape(gauges, of_subscriptions)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _reader(request: Request) -> Grant:

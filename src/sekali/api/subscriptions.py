@@ -29,18 +29,18 @@ from sekali.delivery import (
     name_fault,
     place_fault,
 )
-from sekali.errors import InvalidQuery, NoSuchSubscription
+from sekali.errors import InvalidQuery, NoSuchSubscription, SubscriptionDiffers
 from sekali.keys import Grant
 from sekali.ports import PAGE_EVENTS_MAX, EventStore, Summary
 from sekali.settings import ServerSettings
-from sekali.subscriptions.manager import Status, Subscriptions
+from sekali.subscriptions.manager import LAG_MAX, Subscriptions
+from sekali.subscriptions.status import Status
 from sekali.subscriptions.surroundings import Ask, Delivered
 from sekali.timestamps import format_timestamp
 
 PULL_EVENTS_MAX = 1000
 PULL_TOPICS_MAX = 100
 WAIT_S_MAX = 30.0
-LAG_MAX = 100_000  # counted of one subscription
 LAG_LISTED_MAX = 10_000  # of each in a list
 LISTED_MAX = 1000
 
@@ -177,7 +177,8 @@ class SubscriptionRoutes:
 
     async def pull(self, request: Request, name: str) -> Response:
         """Lease events. Nobody else gets them until they are acknowledged, given back, or it runs out."""
-        await self._visible(request, name)
+        if (await self._visible(request, name)).definition.delivery is not Delivery.PULL:
+            raise SubscriptionDiffers(f"the subscription {name} delivers by push: its events cannot be pulled")
         form = await self._read(request, _Pull)
         grant = _grant(request)
 

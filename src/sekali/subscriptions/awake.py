@@ -257,7 +257,7 @@ class Awake:
             self._begin()
             if not dead:
                 return [], False
-            settlement = self.lanes.reopen(_by_topic(dead), around.clock_ns())
+            settlement = self.lanes.reopen(_by_topic(dead))
             if settlement is None:
                 raise QueueFull("too many events of the subscription are open; let some be acknowledged first")
             found = [one.seq for one in dead]

@@ -120,7 +120,7 @@ class Lanes:
         for _ in range(min(len(self._ready), max(lanes_max, LANES_LOOKED_AT_MAX))):
             lane = self._ready.popleft()
             lane.is_queued = False
-            want = self._want(lane, events_max, now_ns)
+            want = self._want(lane, events_max, now_ns) if self._is_free(lane) else None
             if want is None:
                 self._offer(lane, now_ns)
                 continue
@@ -247,7 +247,7 @@ class Lanes:
             self._offer(lane, now_ns)
         self._end_if_empty(lease)
 
-    def reopen(self, seqs: Mapping[str, Sequence[int]], now_ns: int) -> Settlement | None:
+    def reopen(self, seqs: Mapping[str, Sequence[int]]) -> Settlement | None:
         """Let settled events, by topic, be given again as if they were new; None where too many are open already."""
         for topic, some in seqs.items():
             lane = self._lanes.get(topic)
@@ -264,7 +264,6 @@ class Lanes:
                 self._open(lane, seq, Given())
                 lane.settled_to = max(lane.settled_to, seq)
             settlement.lanes[lane] = None
-            self._offer(lane, now_ns)
         return self._begun(settlement)
 
     def committed(self, settlement: Settlement, now_ns: int) -> None:
@@ -278,7 +277,7 @@ class Lanes:
 
     def _offer(self, lane: Lane, now_ns: int, *, first: bool = False) -> None:
         """Put a lane in line if something of it may be given, and forget it where there is nothing left to know."""
-        if lane.is_queued or lane.is_read or (self._exclusive and (lane.holder is not None or lane.committing)):
+        if lane.is_queued or lane.is_read or not self._is_free(lane):
             return
         if self._has_something(lane, now_ns):
             lane.is_queued = True
@@ -288,6 +287,9 @@ class Lanes:
                 self._ready.append(lane)
         elif lane.is_over:
             del self._lanes[lane.topic]
+
+    def _is_free(self, lane: Lane) -> bool:
+        return not (self._exclusive and (lane.holder is not None or lane.committing))
 
     def _has_something(self, lane: Lane, now_ns: int) -> bool:
         if not lane.again:

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
@@ -20,8 +19,6 @@ from sekali.delivery import (
     DeadLetter,
     Definition,
     Delete,
-    Delivery,
-    Figures,
     Place,
     Seek,
     Subscription,
@@ -38,30 +35,19 @@ from sekali.errors import (
 from sekali.ports import EventStore
 from sekali.subscriptions.awake import Awake, Replaced
 from sekali.subscriptions.lane import Counts
+from sekali.subscriptions.status import Status
 from sekali.subscriptions.surroundings import Ask, Delivered, Surroundings, committed
 from sekali.timestamps import parse_timestamp
 
 ASLEEP_AFTER_S = 60.0  # without anybody who pulls or holds events
 LOOK_INTERVAL_S = 10.0
 TOPICS_REMEMBERED_MAX = 100_000
+LAG_MAX = 100_000  # counted of one subscription
+SAMPLED_MAX = 50
 
 _Result = TypeVar("_Result")
 
 log = structlog.get_logger("sekali.subscriptions")
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The figures of a subscription: as stored, of its consumers now, and counted since the server started.
-
-    ``oldest_s`` is the age of what has waited longest to be settled, None where everything is.
-    """
-
-    figures: Figures
-    oldest_s: float | None
-    in_flight: int
-    waiting: int
-    counts: Counts
 
 
 class Subscriptions:
@@ -276,12 +262,10 @@ class Subscriptions:
         """Lease events to a consumer; None where there were none within the time to wait.
 
         Raises:
-            NoSuchSubscription, SubscriptionDiffers: there is none of that name, or it is not for pulling.
+            NoSuchSubscription: there is none of that name.
             SekaliError: events cannot be read; or what ``ask.still_wanted`` raises.
 
         """
-        if (await self.get(name)).definition.delivery is not Delivery.PULL:
-            raise SubscriptionDiffers(f"the subscription {name} delivers by push")
         if self._stopping.is_set():
             return None
         return await self._with(name, lambda awake: awake.pull(ask))
@@ -330,9 +314,19 @@ class Subscriptions:
         figures = await self._around.read(lambda: self._store.figures(name, lag_max))
         awake = self._awake.get(name)
         in_flight, waiting = (0, 0) if awake is None else (awake.lanes.in_flight, awake.lanes.waiting)
-        oldest_at_ns = figures.oldest_at_ns
-        oldest_s = None if oldest_at_ns is None else round(max(self._clock_ns() - oldest_at_ns, 0) / 1e9, 3)
-        return Status(figures, oldest_s, in_flight, waiting, self._counts.get(name) or Counts())
+        return Status(figures, self._clock_ns(), in_flight, waiting, self._counts.get(name) or Counts())
+
+    async def samples(self) -> dict[str, dict[str, float]]:
+        """Return metrics by subscription, for the first ``SAMPLED_MAX`` by name.
+
+        Raises:
+            StoreBroken, Unavailable: the store cannot be read.
+
+        """
+        found: dict[str, dict[str, float]] = {}
+        for subscription in (await self.all())[:SAMPLED_MAX]:
+            found[subscription.name] = (await self.status(subscription.name, LAG_MAX)).samples()
+        return found
 
     async def _with(self, name: str, act: Callable[[Awake], Awaitable[_Result]]) -> _Result:
         while True:
