@@ -29,7 +29,15 @@ LAYERS: list[tuple[str, ...]] = [
     ("client",),
     ("__init__",),
 ]
-INSIDE_ITS_OWN = {"cli", "bench", "api", "subscriptions", "testing", "stores", "client"}  # packages whose modules may import one another
+INSIDE_ITS_OWN = {
+    "cli",
+    "bench",
+    "api",
+    "subscriptions",
+    "testing",
+    "stores",
+    "client",
+}  # packages whose modules may import one another
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 

@@ -23,6 +23,7 @@ ERROR_CHARS_MAX = 1000
 URL_CHARS_MAX = 2048
 SECRET_PREFIX = "whsec_"  # noqa: S105 - https://www.standardwebhooks.com
 SECRET_BYTES_MIN, SECRET_BYTES_MAX = 24, 64
+SECRET_FORM = f"is {SECRET_PREFIX} and {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} random bytes in Base64"
 
 
 class Delivery(StrEnum):
@@ -77,7 +78,10 @@ FIXED = ("topic", "start", "delivery", "order")
 
 
 def definition_fault(definition: Definition) -> tuple[str, str] | None:
-    """Name the field that is wrong, and say what is wrong with it; None for a good definition."""
+    """Name the field that is wrong, and say what is wrong with it; None for a good definition.
+
+    A secret that is missing is none: where there was one before, it stays.
+    """
     if (fault := pattern_fault(definition.topic)) is not None:
         return "topic", fault
     if isinstance(definition.start, Place) and (fault := place_fault(definition.start)) is not None:
@@ -89,8 +93,8 @@ def definition_fault(definition: Definition) -> tuple[str, str] | None:
         return None
     if (fault := _url_fault(definition.url)) is not None:
         return "url", fault
-    if (fault := _secret_fault(definition.secret)) is not None:
-        return "secret", fault
+    if definition.secret is not None and not _is_secret(definition.secret):
+        return "secret", SECRET_FORM
     return None
 
 
@@ -121,16 +125,12 @@ def _url_fault(url: str | None) -> str | None:
     return None
 
 
-def _secret_fault(secret: str | None) -> str | None:
-    otherwise = f"{SECRET_PREFIX} and {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} random bytes in Base64"
-    if secret is None:
-        return f"is missing: delivery by push needs it, {otherwise}"
+def _is_secret(text: str) -> bool:
     try:
-        size = len(base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True))
+        size = len(base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True))
     except (binascii.Error, ValueError):
-        size = 0
-    good = secret.startswith(SECRET_PREFIX) and SECRET_BYTES_MIN <= size <= SECRET_BYTES_MAX
-    return None if good else otherwise
+        return False
+    return text.startswith(SECRET_PREFIX) and SECRET_BYTES_MIN <= size <= SECRET_BYTES_MAX
 
 
 class Subscription(msgspec.Struct, frozen=True):

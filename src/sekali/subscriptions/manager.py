@@ -9,16 +9,19 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from typing import TypeVar
 
+import msgspec
 import structlog
 
 from sekali.consumer import Consumer
 from sekali.delivery import (
     FIXED,
+    SECRET_FORM,
     Alter,
     Create,
     DeadLetter,
     Definition,
     Delete,
+    Delivery,
     Place,
     Seek,
     Subscription,
@@ -149,7 +152,7 @@ class Subscriptions:
         Raises:
             SubscriptionDiffers: it exists with something else that cannot be changed.
             TooManySubscriptions: there is no room for another.
-            InvalidQuery: its start is not a time.
+            InvalidQuery: its start is not a time, or its secret is missing.
             PositionGone: it starts above the head of the log.
             SekaliError: it cannot be stored.
 
@@ -164,6 +167,8 @@ class Subscriptions:
                         f"there are {len(known)} subscriptions, and at most {self._subscriptions_max} may be "
                         "(SUBSCRIPTIONS_MAX); delete one that is of no use any more"
                     )
+                if definition.delivery is Delivery.PUSH and definition.secret is None:
+                    raise InvalidQuery("secret", f"is missing: push signs with it; it {SECRET_FORM}")
                 position = await self._position(definition.start)
                 new = Subscription(name, definition, position, self._clock_ns())
                 await self._commit(Create(new))
@@ -173,6 +178,8 @@ class Subscriptions:
                     f"the subscription {name} exists with another {', '.join(differing)}, which cannot be changed: "
                     "delete it first, choose another name, or use seek to go to another place"
                 )
+            if definition.secret is None:  # it is not shown, so whoever sends back what is shown has none
+                definition = msgspec.structs.replace(definition, secret=old.definition.secret)
             if old.definition != definition:
                 await self._commit(Alter(name, definition))
                 if (awake := self._awake.get(name)) is not None:
