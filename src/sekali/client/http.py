@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Server:
 
     Args:
         url: ``http://`` or ``https://``, a path before the routes is allowed.
+        api_key: ``id.secret``; without it, a server that asks for keys refuses.
+        ca_file: certificates (PEM) to trust for https instead of the system's.
         give_up_after_s: how long one request is tried; 0 tries once, ``math.inf`` for ever.
         connections_max: connections kept open.
         on_wait: told why and how many attempts failed so far, before each wait for another one.
@@ -65,7 +68,7 @@ class Server:
         random_share: random numbers in [0, 1).
 
     Raises:
-        ValueError: the URL is not one of a server.
+        ValueError: the URL is not one of a server, or the key or the file of certificates is not what it should be.
 
     """
 
@@ -73,6 +76,8 @@ class Server:
         self,
         url: str,
         *,
+        api_key: str | None = None,
+        ca_file: str | None = None,
         give_up_after_s: float = GIVE_UP_AFTER_S,
         connections_max: int = 1,
         on_wait: Callable[[str, int], None] = lambda reason, failures: None,
@@ -92,12 +97,13 @@ class Server:
         self._random_share = random_share
         # A single attempt gets the whole time-out; otherwise none may last much beyond the moment to give up.
         timeout_s = min(REQUEST_TIMEOUT_S, max(1.0, give_up_after_s)) if give_up_after_s else REQUEST_TIMEOUT_S
+        self._headers = {"User-Agent": "sekali-client", **_authorization(api_key)}
         self._pool = urllib3.connection_from_url(
             url,
             maxsize=connections_max,
             retries=False,
             timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s),
-            headers={"User-Agent": "sekali-client"},
+            **_trust(parts.scheme, ca_file),
         )
 
     def __enter__(self) -> Self:
@@ -202,22 +208,27 @@ class Server:
             started_s = self._clock()
             try:
                 response = self._pool.urlopen(
-                    method, target, body=body, headers=headers, redirect=False, preload_content=preload
+                    method,
+                    target,
+                    body=body,
+                    headers=self._headers | dict(headers),
+                    redirect=False,
+                    preload_content=preload,
                 )
                 if response.status not in RETRIED_STATUSES:
                     return response, self._clock() - started_s
                 reason, hint = _problem(response), "Look at the server's log and /healthz, and try again"
                 retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
-            except urllib3.exceptions.SSLError as error:
-                raise NotSekali(
-                    f"{self.url}: no secure connection ({_reason(error)}). Check the certificate, or use http://"
-                ) from error
             except urllib3.exceptions.HTTPError as error:
+                if isinstance(error, urllib3.exceptions.SSLError) and not _hung_up(error):
+                    raise NotSekali(
+                        f"{self.url}: no secure connection ({_reason(error)}). Check the certificate, or use http://"
+                    ) from error
                 reason = _reason(error)
             wait_s = patience.next_wait_s(retry_after_s)
             if wait_s is None:
                 attempts = f" (attempts: {patience.failures})" if patience.failures > 1 else ""
-                raise Unreachable(f"{self.url}: {reason}{attempts}. {hint}")
+                raise Unreachable(f"{self.url}: {reason}{attempts}. {hint}", retry_after_s)
             self._on_wait(reason, patience.failures)
             self._sleep(wait_s)
 
@@ -233,6 +244,23 @@ class Server:
 
     def _not_sekali(self, finding: str) -> NotSekali:
         return NotSekali(f"{self.url} did not answer as a Sekali server does ({finding}). Check the URL")
+
+
+def _authorization(api_key: str | None) -> dict[str, str]:
+    if api_key is None:
+        return {}
+    if not re.fullmatch(r"[!-~]+\.[!-~]+", api_key, re.ASCII):  # and never say what it is
+        raise ValueError("the key is not one: it has the form id.secret, without blanks")
+    return {"Authorization": f"Bearer {api_key}"}
+
+
+def _trust(scheme: str, ca_file: str | None) -> dict[str, Any]:
+    if ca_file is None or scheme != "https":
+        return {}
+    try:
+        return {"ssl_context": ssl.create_default_context(cafile=ca_file)}
+    except OSError as error:  # an SSLError is one, too
+        raise ValueError(f"the file of certificates {ca_file} cannot be used: {error.strerror or error}") from None
 
 
 def _query(params: Params | str | None) -> str:
@@ -275,6 +303,11 @@ def _problem(response: urllib3.BaseHTTPResponse) -> str:
         return f"answered {response.status} {response.reason or ''}".rstrip()
     detail = document.get("detail")
     return f"{document['title']}: {detail}" if detail else str(document["title"])
+
+
+def _hung_up(error: urllib3.exceptions.SSLError) -> bool:
+    """Tell a connection that ended while it was being secured, as when a server restarts, from one that is refused."""
+    return isinstance(error.args[0], ssl.SSLEOFError | ssl.SSLZeroReturnError)
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:

@@ -1,0 +1,85 @@
+"""What a library with threads of its own owes its process: it knows them, it survives a fork, it ends in order."""
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from weakref import WeakSet
+
+_here = threading.local()
+
+
+@contextmanager
+def ours() -> Iterator[None]:
+    """Mark what this thread does meanwhile as the client's own doing.
+
+    A log handler that publishes must not publish what publishing itself logs, and a callback must not wait for room
+    that only its own thread can make.
+    """
+    before = is_ours()
+    _here.ours = True
+    try:
+        yield
+    finally:
+        _here.ours = before
+
+
+def is_ours() -> bool:
+    """Tell whether this thread is inside ``ours``."""
+    return getattr(_here, "ours", False)
+
+
+def start_thread(name: str, work: Callable[[], None]) -> threading.Thread:
+    """Start a thread that does not keep the process alive."""
+
+    def run() -> None:
+        with ours():
+            work()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+class Resident(Protocol):
+    """Something with threads."""
+
+    def at_exit(self, deadline_s: float) -> None:
+        """Finish what can be finished by a moment in monotonic seconds."""
+
+    def after_fork(self) -> None:
+        """Be as new: this is the child, which has none of the threads and must leave connections and locks alone."""
+
+
+_residents: "WeakSet[Any]" = WeakSet()
+_left_to_the_parent: list[Any] = []
+EXIT_S = 5.0
+
+
+def register(resident: Resident) -> None:
+    """Tell something with threads of forks and of the end."""
+    _residents.add(resident)
+
+
+def leave_to_the_parent(*things: object) -> None:
+    """Keep things of the parent for ever: an SQLite connection must not even be closed after a fork."""
+    _left_to_the_parent.append(things)
+
+
+def _after_fork() -> None:
+    _here.ours = False
+    for resident in list(_residents):
+        resident.after_fork()
+
+
+def _at_exit() -> None:
+    deadline_s = time.monotonic() + EXIT_S
+    for resident in list(_residents):
+        resident.at_exit(deadline_s)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
