@@ -51,10 +51,7 @@ class Inbox:
             NoTransaction: none is open, and the connection would not begin one by itself.
 
         """
-        if isinstance(event, Mapping):
-            identity = (event["topic"], event["event_id"])
-        else:
-            identity = (event.topic, event.event_id)
+        identity = (event["topic"], event["event_id"]) if isinstance(event, Mapping) else (event.topic, event.event_id)
         database = database_of(connection)
         database.require_transaction()
         sql = f"INSERT INTO {self.table} (topic, event_id) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING topic"

@@ -147,7 +147,7 @@ class FileDesk:
             for row_id in row_ids:
                 self._take(row_id)
             self.close()  # rolls back; what the file is like now, the next connection finds out
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
                 raise OutboxFailed(f"cannot write to the outbox {self._file.path}: {error}") from error
             full = f"the outbox {self._file.path} is full: {error}"
             raise Unreachable(full) if self._waits_when_full else BufferFull(full) from error

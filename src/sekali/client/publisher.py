@@ -217,7 +217,8 @@ class Publisher:
 
     def withdraw(self, entry: Entry) -> None:
         """Take back what was offered, as far as it is not under way: nobody waits for it any more."""
-        self._pump.withdraw(entry)
+        if self._pump.withdraw(entry):
+            self._count({"published": -1})
 
     def counts(self) -> Counts:
         """Return what was done so far."""
@@ -267,7 +268,8 @@ class Publisher:
     def after_fork(self) -> None:
         """Be empty in a child: what was published before is the parent's to send."""
         leave_to_the_parent(self._pump, self._desk)
-        self._begin()
+        if self._has_ended is None:
+            self._begin()
 
     def _count(self, more: Mapping[str, int]) -> None:
         with self._lock:

@@ -115,11 +115,12 @@ class Pump:
         self._drop(dropped, BufferFull("dropped, because there was no room"))
         return entry
 
-    def withdraw(self, entry: Entry) -> None:
-        """Take an event back, unless it is under way."""
+    def withdraw(self, entry: Entry) -> bool:
+        """Take an event back, unless it is under way; tell whether that was so."""
         with self._changed:
-            if self._line.withdraw(entry):
-                self._changed.notify_all()
+            is_back = self._line.withdraw(entry)
+            self._changed.notify_all()
+        return is_back
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything that was offered has ended one way or the other; tell whether that is so.
