@@ -62,6 +62,12 @@ class Inbox:
 
         An event that is delivered again after that takes effect again. So keep it for longer than anything can still
         be delivered: redeliveries, dead letters that are replayed, and rewinding a subscription.
+
+        Raises:
+            ValueError: the age is below 0.
+
         """
+        if older_than_s < 0:
+            raise ValueError(f"an age cannot be {older_than_s} seconds")
         database = database_of(connection)
         database.rows(f"DELETE FROM {self.table} WHERE seen_at < {database.dialect.ago}", (older_than_s,))
