@@ -14,9 +14,7 @@ WHEN = "2026-11-23T10:00:00Z"
 
 
 def test_an_event_is_json_on_one_line_with_the_identity_it_says() -> None:
-    event = new_event(
-        "orders", {"text": "one\ntwo é"}, event_id="o-1", timestamp=WHEN, source="shop", source_seq=7
-    )
+    event = new_event("orders", {"text": "one\ntwo é"}, event_id="o-1", timestamp=WHEN, source="shop", source_seq=7)
     assert (event.topic, event.event_id) == ("orders", "o-1")
     assert b"\n" not in event.json
     assert json.loads(event.json) == {

@@ -55,7 +55,6 @@ class Resident(Protocol):
 
 
 _residents: "WeakSet[Any]" = WeakSet()
-_left_to_the_parent: list[Any] = []
 EXIT_S = 5.0
 
 
@@ -64,9 +63,14 @@ def register(resident: Resident) -> None:
     _residents.add(resident)
 
 
-def leave_to_the_parent(*things: object) -> None:
-    """Keep things of the parent for ever: an SQLite connection must not even be closed after a fork."""
-    _left_to_the_parent.append(things)
+def leave_to_the_parent(connection: object) -> None:
+    """Keep a database connection of the parent as it is for ever, also at the end of this process.
+
+    To close it would be to speak for the parent: PostgreSQL would end its session, SQLite could drop its locks.
+    """
+    import ctypes  # noqa: PLC0415 - only in a child that has such a connection
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def _after_fork() -> None:

@@ -189,16 +189,24 @@ class _Plain:
         self._values_left -= 1
         if self._values_left < 0:
             return _CUT
+        try:
+            return self._value(value, depth)
+        except Exception:  # of a mapping that is none, for instance
+            return f"<{type(value).__name__} that cannot be read>"
+
+    def _value(self, value: Any, depth: int) -> Any:
         if value is None or isinstance(value, bool):
             return value
         if (isinstance(value, float) and math.isfinite(value)) or (
             isinstance(value, int) and abs(value) < _LARGEST_NUMBER
         ):
             return value
-        if depth < DEPTH_MAX and isinstance(value, Mapping):
+        if depth == DEPTH_MAX and isinstance(value, Mapping | list | tuple | set | frozenset):
+            return _CUT  # its text could be of any length
+        if isinstance(value, Mapping):
             items = islice(list(value.items()), VALUES_MAX)
             return {self._string(_text(key)): self.value(one, depth + 1) for key, one in items}
-        if depth < DEPTH_MAX and isinstance(value, list | tuple | set | frozenset):
+        if isinstance(value, list | tuple | set | frozenset):
             return [self.value(one, depth + 1) for one in islice(list(value), self._values_left + 1)]
         return self._string(_text(value))
 

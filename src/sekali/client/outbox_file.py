@@ -4,10 +4,11 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from sekali.client.background import leave_to_the_parent
 from sekali.client.delivery import DELIVERED, Delivery, Verdict
@@ -23,6 +24,40 @@ BYTES_MAX = 1024 * 1024 * 1024
 WAL_BYTES_MAX = 4 * 1024 * 1024
 LOOK_UP_MAX = 500
 _SYNCHRONOUS_FULL = 2
+
+
+_open: "WeakKeyDictionary[sqlite3.Connection, Path]" = WeakKeyDictionary()
+_of_parent: set[Path] = set()
+
+
+@cache
+def _tracked_connection() -> "type[sqlite3.Connection]":
+    import sqlite3  # noqa: PLC0415
+
+    class Connection(sqlite3.Connection):
+        def __init__(self, path: Path, **options: Any) -> None:
+            _open[self] = path
+            super().__init__(path, **options)
+
+        def close(self) -> None:
+            super().close()
+            _open.pop(self, None)
+
+    return Connection
+
+
+def _after_fork() -> None:
+    """Remember what was open at the fork.
+
+    SQLite keeps what it knows of a file's locks for all connections of a process together. A child inherits that, but
+    not the locks: with the next connection to the file it would wait for itself, or write where it may not.
+    """
+    for connection, path in list(_open.items()):
+        _of_parent.add(path)
+        leave_to_the_parent(connection)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class OutboxFile:
@@ -48,8 +83,12 @@ class OutboxFile:
         """
         import sqlite3  # noqa: PLC0415
 
+        if self.path in _of_parent:
+            raise OutboxFailed(f"{self.path} was open when this process was forked, and SQLite cannot open it safely")
         try:
-            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=_tracked_connection()
+            )
             try:
                 for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 0"):
                     connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -159,10 +198,6 @@ class FileDesk:
         database, self._database = self._database, None
         if database is not None:
             database.close()
-
-    def after_fork(self) -> None:
-        """Let go of what is the parent's."""
-        leave_to_the_parent(self._database)
 
     def settle(self, database: Database, settled: Settled) -> None:
         """Tell those who wait for these rows."""

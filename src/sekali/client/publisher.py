@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, Unpack
 
-from sekali.client.background import is_ours, leave_to_the_parent, register
+from sekali.client.background import is_ours, register
 from sekali.client.connect import server_for_single_attempts
 from sekali.client.delivery import Delivery, Verdict
-from sekali.client.errors import ClientError
+from sekali.client.errors import ClientError, PublisherClosed
 from sekali.client.events import Event, EventFields, Ids, new_event
 from sekali.client.http import Server
 from sekali.client.notices import Notices
@@ -45,7 +45,10 @@ class Counts:
 
 
 class Publisher:
-    """Publishes events to a server. Safe to use from many threads; a fork gives the child an empty one.
+    """Publishes events to a server. Safe to use from many threads.
+
+    After a fork the parent sends what was published before, and the child's publisher is empty. With an outbox the
+    child's is closed: SQLite does not survive a fork. Make publishers with an outbox after it.
 
     Args:
         url: of the server.
@@ -105,6 +108,7 @@ class Publisher:
         self._begin()
         if self._relay is not None:
             self._relay.start()
+        self._is_of_parent = False
         register(self)
 
     def _make_server(self) -> Server:
@@ -196,10 +200,10 @@ class Publisher:
 
         If the entry has ``accepted``, the event is taken when that is done. Raises as ``publish`` does.
         """
-        if self._relay is not None:
-            if may_wait and is_ours():
-                raise RuntimeError("a callback cannot publish into the outbox, because it would wait for itself")
-            self._relay.start()  # there is none in a child
+        if self._is_of_parent:
+            raise PublisherClosed("the outbox was open before the process was forked; make a publisher after the fork")
+        if self._relay is not None and may_wait and is_ours():
+            raise RuntimeError("a callback cannot publish into the outbox, because it would wait for itself")
         entry = self._pump.offer(event, may_wait=may_wait)
         self._count({"published": 1})
         return entry
@@ -267,9 +271,11 @@ class Publisher:
 
     def after_fork(self) -> None:
         """Be empty in a child: what was published before is the parent's to send."""
-        leave_to_the_parent(self._pump, self._desk)
-        if self._has_ended is None:
-            self._begin()
+        has_ended = self._has_ended
+        self._begin()
+        self._is_of_parent = self._file is not None
+        if has_ended is not None or self._is_of_parent:
+            self._has_ended = self._pump.close(0)
 
     def _count(self, more: Mapping[str, int]) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from sekali.client.background import is_ours, start_thread
+from sekali.client.background import is_ours, ours, start_thread
 from sekali.client.backoff import Patience
 from sekali.client.batches import publish_batch
 from sekali.client.delivery import Verdict, read_verdict, running_future
@@ -86,6 +86,7 @@ class Pump:
         self._random_share = random_share
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
+        self._being_told: set[int] = set()  # entries out of the line whose end was not told to everyone yet
         self._closing = False
 
     def held(self) -> tuple[int, int]:
@@ -109,8 +110,8 @@ class Pump:
             self._start_threads()
             now_s = time.monotonic()
             due_before_s = self._line.due_in_s(now_s)
-            dropped = self._line.offer(entry, now_s, may_wait=may_wait and not is_ours())
-            if dropped or self._line.due_in_s(now_s) < due_before_s:
+            dropped = self._begin_to_tell(self._line.offer(entry, now_s, may_wait=may_wait and not is_ours()))
+            if self._line.due_in_s(now_s) < due_before_s:
                 self._changed.notify_all()
         self._drop(dropped, BufferFull("dropped, because there was no room"))
         return entry
@@ -134,7 +135,10 @@ class Pump:
         with self._changed:
             to_number = self._line.hurry()
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._line.oldest_number() > to_number, _bounded(timeout_s))
+            return self._changed.wait_for(lambda: self._oldest_number() > to_number, _bounded(timeout_s))
+
+    def _oldest_number(self) -> float:
+        return min([self._line.oldest_number(), *self._being_told])
 
     def close(self, timeout_s: float) -> bool:
         """Take nothing in any more, wait for the rest, and drop what is left after the time; tell if nothing was.
@@ -148,8 +152,7 @@ class Pump:
             self._closing = True
         has_ended = self.flush(timeout_s)
         with self._changed:
-            left = self._line.abandon()
-            self._changed.notify_all()
+            left = self._begin_to_tell(self._line.abandon())
         self._drop(left, PublisherClosed("the publisher was closed before this was answered; it may be stored"))
         for thread in self._threads:
             thread.join(_bounded(max(0.0, deadline_s - time.monotonic())))
@@ -175,7 +178,7 @@ class Pump:
         while True:
             with self._changed:
                 now_s = time.monotonic()
-                expired = self._line.expire(now_s)
+                expired = self._begin_to_tell(self._line.expire(now_s))
                 admitted = self._line.admit()
                 batch = self._line.take(now_s)
                 wait_s = self._line.due_in_s(now_s)
@@ -184,7 +187,7 @@ class Pump:
                         return []
                     self._changed.wait(_bounded(wait_s))
                     continue
-                if expired or wait_s < math.inf:  # someone flushes, or there is more for another thread
+                if wait_s < math.inf:  # there is more, for another thread
                     self._changed.notify_all()
             self._let_in(admitted)
             self._drop(expired, Unreachable("given up, because it could not be sent in time"))
@@ -213,14 +216,14 @@ class Pump:
     def _settle(self, part: list[Entry], verdicts: list[Verdict] | None) -> None:
         by_number = dict(zip((entry.number for entry in part), verdicts, strict=True)) if verdicts else {}
         with self._changed:
-            settled = self._line.settle(part)
+            settled = self._begin_to_tell(self._line.settle(part))
             admitted = self._line.admit()
-            self._changed.notify_all()
         self._let_in(admitted)
         if self._accepts_on_arrival:
             for entry in settled:
                 _accept(entry)
         self._on_arrival(settled, [by_number[entry.number] for entry in settled] if verdicts else None)
+        self._end_telling(settled)
 
     def _pause(self, batch: list[Entry], wait_s: float, error: Unreachable) -> list[Entry]:
         """Wait before the next attempt; return what of a batch is still to be sent then."""
@@ -228,7 +231,7 @@ class Pump:
         while True:
             with self._changed:
                 now_s = time.monotonic()
-                expired = self._line.expire(now_s, batch)
+                expired = self._begin_to_tell(self._line.expire(now_s, batch))
                 admitted = self._line.admit()
                 batch = [entry for entry in batch if entry.place is Place.UNDER_WAY]
                 if not expired and not admitted:
@@ -236,15 +239,13 @@ class Pump:
                         return batch
                     self._changed.wait(min(until_s, batch[0].deadline_s) - now_s)
                     continue
-                self._changed.notify_all()
             self._let_in(admitted)
             self._drop(expired, Unreachable(f"given up: {error}"))
 
     def _give_up(self, batch: list[Entry], error: ClientError) -> None:
         with self._changed:
-            settled = self._line.settle(batch)
+            settled = self._begin_to_tell(self._line.settle(batch))
             admitted = self._line.admit()
-            self._changed.notify_all()
         self._let_in(admitted)
         self._drop(settled, error)
 
@@ -256,11 +257,25 @@ class Pump:
     def _drop(self, entries: Sequence[Entry], error: ClientError) -> None:
         if not entries:
             return
-        self._on_drop(entries, error)
+        with ours():  # also where it is the publisher's own thread
+            self._on_drop(entries, error)
         for entry in entries:
             entry.delivery.fail(error)
             if entry.accepted is not None and not entry.accepted.done():
                 entry.accepted.set_exception(error)
+        self._end_telling(entries)
+
+    def _begin_to_tell(self, entries: list[Entry]) -> list[Entry]:
+        """Note what left the line, with the lock held: a flush ends when everyone was told, not before."""
+        if entries:
+            self._being_told.update(entry.number for entry in entries)
+            self._changed.notify_all()  # there is room
+        return entries
+
+    def _end_telling(self, entries: Sequence[Entry]) -> None:
+        with self._changed:
+            self._being_told.difference_update(entry.number for entry in entries)
+            self._changed.notify_all()
 
 
 def _accept(entry: Entry) -> None:

@@ -44,7 +44,7 @@ class Relay:
 
     One relay sends at a time, whatever the number of processes; another one takes over when it ends. Trouble of any
     kind, a refused key included, is waited out: a row stays until the server has said what became of it. After a fork
-    the parent's relay goes on, and the child's has not started.
+    the parent's relay goes on; a child needs one of its own, and with SQLite only if nothing of the file was open.
 
     Args:
         url: of the server.
@@ -97,6 +97,7 @@ class Relay:
         self._notices = Notices()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._is_of_parent = False
         self._stopping = False
         self._woken = False
         self._flushes: list[_Flush] = []
@@ -117,7 +118,14 @@ class Relay:
         self.close()
 
     def start(self) -> None:
-        """Start to send. It may be called again, and after a fork it must be."""
+        """Start to send. It may be called again.
+
+        Raises:
+            RuntimeError: this is a child, and the relay was started before the fork.
+
+        """
+        if self._is_of_parent:
+            raise RuntimeError("the relay was started before the fork: start one after it, with connections of its own")
         with self._changed:
             if self._thread is None and not self._stopping:
                 self._thread = start_thread("sekali-relay", self._run)
@@ -166,11 +174,14 @@ class Relay:
         """Nothing: what is not sent stays in the outbox."""
 
     def after_fork(self) -> None:
-        """Be as new, in a child."""
-        leave_to_the_parent(self._database, self._server)
+        """Be lost in a child, if it had started."""
+        if self._database is not None:
+            leave_to_the_parent(self._database)
         if self._turn is not None:
             self._turn.close()
+        was_started = self._thread is not None
         self._reset()
+        self._is_of_parent = was_started
 
     def _run(self) -> None:
         while not self._stopping:

@@ -6,6 +6,7 @@ No driver is imported for a connection that is not of it.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,13 @@ class Database(ABC):
             self.rows("ROLLBACK")
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and first of all end its transaction.
+
+        An SQLite connection lives on, with its locks, as long as anything refers to one of its statements; the
+        traceback of an exception does, for instance.
+        """
+        with suppress(Exception):  # it may be broken
+            self.rollback()
         self._connection.close()
 
 
@@ -108,9 +115,9 @@ class _Sqlite3(Database):
     """The standard library's."""
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        cursor = self._connection.cursor()
-        cursor.row_factory = None  # not the connection's, which may make anything of a row
-        return list(cursor.execute(sql, parameters).fetchall())
+        with closing(self._connection.cursor()) as cursor:
+            cursor.row_factory = None  # not the connection's, which may make anything of a row
+            return list(cursor.execute(sql, parameters).fetchall())
 
     def require_transaction(self) -> None:
         # Before Python 3.12 there is no such attribute; -1 is its value for the old way, with an isolation_level.
