@@ -289,9 +289,7 @@ def test_block_waits_for_room_in_turn(fake: FakeServer, make: Make) -> None:
     deliveries: dict[int, Any] = {}
     threads = []
     for number in (3, 4, 5):
-        threads.append(
-            threading.Thread(target=lambda n=number: deliveries.update({n: full.publisher.publish("t", n)}))  # type: ignore[misc]
-        )
+        threads.append(threading.Thread(target=lambda n=number: deliveries.update({n: full.publisher.publish("t", n)})))
         threads[-1].start()
         _until(lambda count=number - 2: len(line._outside) == count)  # type: ignore[misc]
     assert not deliveries
@@ -344,7 +342,7 @@ def test_who_waits_for_room_can_be_interrupted_and_has_published_nothing(fake: F
 
     def offer(event: Event, *, may_wait: bool = True) -> Any:
         found = entry_offer(event, may_wait=may_wait)
-        found.accepted = Interrupted()
+        found.accepted = Interrupted()  # type: ignore[assignment]
         return found
 
     full.publisher.offer = offer  # type: ignore[method-assign]

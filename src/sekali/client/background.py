@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 _here = threading.local()
+no_fork = threading.RLock()
+"""Held while one of our threads is inside a database library, so that no fork comes meanwhile: SQLite has locks of its
+own, and a child that inherits one of them locked waits for ever with its next use of SQLite, on whatever file."""
 
 
 @contextmanager
@@ -74,6 +77,7 @@ def leave_to_the_parent(connection: object) -> None:
 
 
 def _after_fork() -> None:
+    no_fork.release()
     _here.ours = False
     for resident in list(_residents):
         resident.after_fork()
@@ -85,5 +89,5 @@ def _at_exit() -> None:
         resident.at_exit(deadline_s)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_after_fork)
 atexit.register(_at_exit)

@@ -1,5 +1,7 @@
 """The server as publisher and relay use it: one attempt at a time, because they decide themselves what comes next."""
 
+# urllib3 needs it for its first connection. A fork while a thread imports it would leave the child waiting for it.
+import encodings.idna  # noqa: F401
 import os
 
 from sekali.client.http import Server

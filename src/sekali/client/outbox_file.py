@@ -10,12 +10,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from sekali.client.background import leave_to_the_parent
+from sekali.client.background import leave_to_the_parent, no_fork
 from sekali.client.delivery import DELIVERED, Delivery, Verdict
 from sekali.client.errors import BufferFull, OutboxFailed, Unreachable
 from sekali.client.outbox import Outbox, Settled
 from sekali.client.sending import Entry
-from sekali.client.sql import BUSY_TIMEOUT_MS, Database, database_of
+from sekali.client.sql import BUSY_S, Database, database_of
 
 if TYPE_CHECKING:
     import sqlite3  # otherwise only where a file is opened: a program without an outbox does without
@@ -86,9 +86,10 @@ class OutboxFile:
         if self.path in _of_parent:
             raise OutboxFailed(f"{self.path} was open when this process was forked, and SQLite cannot open it safely")
         try:
-            connection = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=_tracked_connection()
-            )
+            with no_fork:
+                connection = sqlite3.connect(
+                    self.path, timeout=BUSY_S, isolation_level=None, factory=_tracked_connection()
+                )
             try:
                 for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 0"):
                     connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -174,7 +175,7 @@ class FileDesk:
 
         row_ids: list[int] = []
         try:
-            database = self._database = self._database or database_of(self._file.open_limited())
+            database = self._database = self._database or self._open()
             database.begin()
             for entry in batch:
                 row_ids.append(self._file.outbox.insert(database, entry.of))
@@ -198,6 +199,11 @@ class FileDesk:
         database, self._database = self._database, None
         if database is not None:
             database.close()
+
+    def _open(self) -> Database:
+        database = database_of(self._file.open_limited())
+        database.take_over()
+        return database
 
     def settle(self, database: Database, settled: Settled) -> None:
         """Tell those who wait for these rows."""

@@ -4,15 +4,20 @@ No driver is imported for a connection that is not of it.
 """
 
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from sekali.client.background import no_fork
 from sekali.client.errors import NoTransaction
 
-BUSY_TIMEOUT_MS = 30_000
+BUSY_S = 30.0
+_BUSY_ATTEMPT_S = 0.1
+_BUSY_PAUSE_S = 0.005
+_SQLITE_BUSY = 5
 _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,47}(\.[a-z_][a-z0-9_]{0,47})?")
 Row = tuple[Any, ...]
 
@@ -65,7 +70,7 @@ def check_table(name: str) -> str:
 class Database(ABC):
     """A connection of one of the drivers, used in one way: ``?`` for parameters, tuples for rows."""
 
-    dialect: Dialect = SQLITE
+    dialect: Dialect
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -73,6 +78,22 @@ class Database(ABC):
     @abstractmethod
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Execute a statement and return all of its rows."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Begin a transaction that writes."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Commit it."""
+
+    @abstractmethod
+    def rollback(self) -> None:
+        """Roll it back, if there is one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection."""
 
     @abstractmethod
     def require_transaction(self) -> None:
@@ -85,36 +106,69 @@ class Database(ABC):
 
     @abstractmethod
     def take_over(self) -> None:
-        """Make this a connection whose transactions are begun and ended here."""
+        """Make this a connection of ours alone, whose transactions are begun and ended here."""
+
+
+class _Sqlite(Database):
+    """What the two SQLite libraries have in common."""
+
+    dialect = SQLITE
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self._is_ours = False
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        if not self._is_ours:
+            return self._execute(sql, parameters)
+        deadline_s = time.monotonic() + BUSY_S
+        while True:  # the wait for other writers is cut into pieces, between which a fork can come
+            try:
+                with no_fork:
+                    return self._execute(sql, parameters)
+            except Exception as error:
+                if not self._is_busy(error) or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_BUSY_PAUSE_S)
+
+    @abstractmethod
+    def _execute(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
+        """Execute a statement once."""
+
+    @abstractmethod
+    def _is_busy(self, error: Exception) -> bool:
+        """Tell whether a statement did nothing because another connection has a lock."""
+
+    def take_over(self) -> None:
+        self.rows(f"PRAGMA busy_timeout = {round(_BUSY_ATTEMPT_S * 1000)}")
+        self._is_ours = True
 
     def begin(self) -> None:
-        """Begin a transaction that writes."""
         self.rows("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Commit it."""
         self.rows("COMMIT")
 
     def rollback(self) -> None:
-        """Roll it back, if there is one."""
         if self._connection.in_transaction:
             self.rows("ROLLBACK")
 
     def close(self) -> None:
-        """Close the connection, and first of all end its transaction.
+        """End the transaction, then close the connection.
 
-        An SQLite connection lives on, with its locks, as long as anything refers to one of its statements; the
-        traceback of an exception does, for instance.
+        The connection lives on, with its locks, as long as anything refers to one of its statements; the traceback of
+        an exception does, for instance.
         """
         with suppress(Exception):  # it may be broken
             self.rollback()
-        self._connection.close()
+        with no_fork:
+            self._connection.close()
 
 
-class _Sqlite3(Database):
+class _Sqlite3(_Sqlite):
     """The standard library's."""
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    def _execute(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
         with closing(self._connection.cursor()) as cursor:
             cursor.row_factory = None  # not the connection's, which may make anything of a row
             return list(cursor.execute(sql, parameters).fetchall())
@@ -132,13 +186,16 @@ class _Sqlite3(Database):
             self._connection.autocommit = True
         else:
             self._connection.isolation_level = None
-        self.rows(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        super().take_over()
+
+    def _is_busy(self, error: Exception) -> bool:
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_BUSY
 
 
-class _Apsw(Database):
+class _Apsw(_Sqlite):
     """Every statement is a transaction of its own, unless one was begun."""
 
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    def _execute(self, sql: str, parameters: Sequence[Any]) -> list[Row]:
         cursor = self._connection.cursor()
         if self._connection.row_trace is not None:
             cursor.row_trace = lambda _, row: row
@@ -148,8 +205,8 @@ class _Apsw(Database):
         if not self._connection.in_transaction:
             raise NoTransaction("no transaction is open; begin one: with connection: …")
 
-    def take_over(self) -> None:
-        self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    def _is_busy(self, error: Exception) -> bool:
+        return getattr(error, "result", 0) == _SQLITE_BUSY
 
 
 class _Psycopg(Database):
@@ -179,6 +236,9 @@ class _Psycopg(Database):
 
     def rollback(self) -> None:
         self._connection.rollback()
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 _DRIVERS: dict[tuple[str, str], type[Database]] = {
