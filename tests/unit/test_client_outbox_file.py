@@ -286,7 +286,7 @@ def test_many_processes_may_make_the_same_file(file: OutboxFile) -> None:
 
 
 FORKING = """
-import os, sys, threading
+import os, signal, sys, threading
 from sekali.client import Publisher
 publisher = Publisher(sys.argv[1])
 stop = threading.Event()
@@ -300,6 +300,7 @@ for thread in threads: thread.start()
 for number in range(15):
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # rather than stay for ever
         empty = publisher.counts().published == 0 == publisher.counts().held_events
         ok = publisher.publish("child", number).result(30).ok and publisher.close(30)
         os._exit(0 if ok and empty else 1)
@@ -329,7 +330,7 @@ def test_forks_at_any_moment(fake: FakeServer) -> None:
 
 
 FORKING_WITH_OUTBOX = """
-import os, sqlite3, sys, threading
+import os, signal, sqlite3, sys, threading
 from sekali.client import OutboxFailed, OutboxFile, Publisher, PublisherClosed
 url, path = sys.argv[1:]
 publisher = Publisher(url, outbox=path)
@@ -359,6 +360,7 @@ def child_is_refused():
 for number in range(8):
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         if not child_is_refused(): os._exit(1)
         if number % 2: os._exit(0)
         sys.exit(0)  # with all that the end of an interpreter closes

@@ -17,7 +17,7 @@ class Notices:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may warn while its own thread does
         self._next_s: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 

@@ -117,7 +117,7 @@ class Publisher:
     def _begin(self) -> None:
         """Make everything that a fork would break."""
         self._notices = Notices()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may publish while its own thread does
         self._tally: Counter[str] = Counter()
         self._has_ended: bool | None = None
         self._relay: Relay | None = None

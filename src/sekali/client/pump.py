@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from sekali.client.background import is_ours, ours, start_thread
@@ -54,7 +55,7 @@ class Pump:
 
     Args:
         line: used by nobody else.
-        make_sink: makes a thread its sink.
+        make_sink: makes a thread its sink, when the first event comes.
         threads: how many carry at once; with one, events arrive in the order in which they came.
         accepts_on_arrival: whether a publisher waits until the sink has its event, not only until there is room.
         on_arrival: told of events and their verdicts, None where there are none yet.
@@ -87,6 +88,7 @@ class Pump:
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._being_told: set[int] = set()  # entries out of the line whose end was not told to everyone yet
+        self._is_offering = False
         self._closing = False
 
     def held(self) -> tuple[int, int]:
@@ -99,7 +101,7 @@ class Pump:
 
         Raises:
             PublisherClosed: too late.
-            BufferFull: there is no room, and nobody may wait for it.
+            BufferFull: there is no room, and nobody may wait for it; or a signal handler came just here.
             ValueError: the event is larger than the buffer.
 
         """
@@ -107,12 +109,18 @@ class Pump:
         with self._changed:
             if self._closing:
                 raise PublisherClosed("the publisher is closed")
-            self._start_threads()
-            now_s = time.monotonic()
-            due_before_s = self._line.due_in_s(now_s)
-            dropped = self._begin_to_tell(self._line.offer(entry, now_s, may_wait=may_wait and not is_ours()))
-            if self._line.due_in_s(now_s) < due_before_s:
-                self._changed.notify_all()
+            if self._is_offering:  # by this very thread, below: the line is in the middle of a step
+                raise BufferFull("a signal handler has interrupted the publisher")
+            self._is_offering = True
+            try:
+                self._start_threads()
+                now_s = time.monotonic()
+                due_before_s = self._line.due_in_s(now_s)
+                dropped = self._begin_to_tell(self._line.offer(entry, now_s, may_wait=may_wait and not is_ours()))
+                if self._line.due_in_s(now_s) < due_before_s:
+                    self._changed.notify_all()
+            finally:
+                self._is_offering = False
         self._drop(dropped, BufferFull("dropped, because there was no room"))
         return entry
 
@@ -160,13 +168,13 @@ class Pump:
 
     def _start_threads(self) -> None:
         while len(self._threads) < self._threads_max:
+            sink = self._make_sink()
             try:
-                self._threads.append(start_thread("sekali-publisher", self._run))
+                self._threads.append(start_thread("sekali-publisher", partial(self._run, sink)))
             except RuntimeError as error:
                 raise PublisherClosed("the process is ending, and nothing more can be sent") from error
 
-    def _run(self) -> None:
-        sink = self._make_sink()
+    def _run(self, sink: Sink) -> None:
         try:
             while batch := self._next_batch():
                 self._carry(sink, batch)

@@ -33,8 +33,8 @@ class WhenFull(StrEnum):
 class Limits:
     """How much waits, and how much goes together.
 
-    A batch goes when it is full or its first event has waited ``linger_s``. An event that was not answered
-    ``give_up_after_s`` after it was published is given up.
+    A batch goes when it is full or its first event has waited ``linger_s``. An event that was not answered (or with an
+    outbox, not on disk) ``give_up_after_s`` after it was published is given up.
     """
 
     buffer_events_max: int = 10_000
