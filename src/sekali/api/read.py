@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from sekali import ports
@@ -97,7 +97,7 @@ class Reading:
         self._stopping = stopping
         self._access = access
         self._settings = settings
-        self.router = APIRouter()
+        self.router = APIRouter(dependencies=[Depends(_each_parameter_once)])
         for path, endpoint, extra in (
             ("/events", self.events, models.EVENTS),
             ("/topics", self.topics, models.TOPICS),
@@ -309,6 +309,13 @@ def _reader(request: Request) -> Grant:
     grant: Grant = request.scope[GRANT]
     require_reader(grant)
     return grant
+
+
+async def _each_parameter_once(request: Request) -> None:
+    """Refuse what another program may read otherwise: FastAPI takes the last of several."""
+    for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidQuery(name, "given more than once")
 
 
 def _json(document: Any) -> Response:
