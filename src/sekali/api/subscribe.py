@@ -220,7 +220,7 @@ class _Stream(Response):
         while (await receive())["type"] != "http.disconnect":
             pass
         self._left = True
-        self.wake()
+        self._follower.wake()
 
     async def _run(self) -> None:
         while await self._taken() and not self.is_over:

@@ -102,10 +102,10 @@ def follow(
 
 def _subscribe(server: Server, params: Params, last_event_id: str | None) -> Iterator[list[Message]]:
     """Yield what one connection brings, as it comes. Ends where the server ends the stream."""
-    headers = {"Accept": "text/event-stream"} | ({} if last_event_id is None else {"Last-Event-ID": last_event_id})
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=SILENCE_S)
     parser = Parser()
-    for piece in server.pieces("/subscribe", params, headers, timeout=timeout):
+    for piece in server.pieces("/subscribe", params, "text/event-stream", headers, timeout=timeout):
         try:
             yield parser.feed(piece)
         except ValueError as error:

@@ -171,13 +171,20 @@ class Server:
 
         """
         rest = b""
-        for piece in self.pieces(path, params, {"Accept": NDJSON}):
+        for piece in self.pieces(path, params, NDJSON):
             *lines, rest = (rest + piece).split(b"\n")
             yield from lines
         if rest:
             yield rest
 
-    def pieces(self, path: str, params: Params | None, headers: Mapping[str, str], **options: Any) -> Iterator[bytes]:
+    def pieces(
+        self,
+        path: str,
+        params: Params | None,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Iterator[bytes]:
         """Yield the body of an answer in pieces, as they come. ``options`` are further ones of urllib3's ``urlopen``.
 
         Raises:
@@ -185,11 +192,14 @@ class Server:
             Unreachable, Refused, NotSekali, Gone: see ``get``.
 
         """
-        response, _ = self._exchange("GET", path, params=params, headers=headers, preload_content=False, **options)
+        asked = {"Accept": media_type, **(headers or {})}
+        response, _ = self._exchange("GET", path, params=params, headers=asked, preload_content=False, **options)
         complete = False
         try:
             if response.status != 200:
                 raise self._failure(response)
+            if not (found := response.headers.get("Content-Type", media_type)).startswith(media_type):
+                raise self._not_sekali(f"content type {found}")
             while piece := response.read1(_STREAM_CHUNK_BYTES, decode_content=False):
                 yield piece
             complete = True
