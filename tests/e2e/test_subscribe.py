@@ -5,8 +5,8 @@ import random
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from sekali.keyfile import KeyFile
 from sekali.topics import matches
 
 MIB = 1024 * 1024
+Opened = Callable[..., EventStream]
 BOOTSTRAP = "boot." + "b" * 43
 
 
@@ -42,6 +43,13 @@ BOOTSTRAP = "boot." + "b" * 43
 def topic(request: pytest.FixtureRequest) -> str:
     """A topic of the test's own, in a server that several use."""
     return f"t/{request.node.name.replace('[', '/').replace(']', '')}"
+
+
+@pytest.fixture
+def opened() -> Iterator[Opened]:
+    """Open streams that are closed at the end."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(EventStream(*arguments, **options))
 
 
 def followers(http: Client) -> int:
@@ -153,6 +161,7 @@ def test_followers_that_come_at_any_moment_of_a_load_see_everything_once(launch:
         wait_until(lambda s=stream, e=expected: not e or s.blocks[-1].seq >= e[-1], "the end")  # type: ignore[misc]
         stream.socket.shutdown(2)
         reader.join()
+        stream.close()
         assert stream.seqs == expected, pattern
     assert any(stream.blocks[0].seq not in {0, total} for _, stream, _ in streams), "nobody came in the middle"
     wait_until(lambda: followers(http) == 0, "all have left")
@@ -235,7 +244,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def test_a_key_follows_what_it_may_read_and_nothing_else_exists_for_it(launch: Launch) -> None:
+def test_a_key_follows_what_it_may_read_and_nothing_else_exists_for_it(launch: Launch, opened: Opened) -> None:
     with guarded(launch, shop=["read:shop/**"], publisher=["publish:**"]) as (server, keys):
         publish(server.http, "shop/a", 1)
         publish(server.http, "hidden", 1)
@@ -248,10 +257,10 @@ def test_a_key_follows_what_it_may_read_and_nothing_else_exists_for_it(launch: L
         ):
             with EventStream(server.port, headers=bearer(keys[key]), **params) as stream:
                 assert stream.status == status
-        own = EventStream(server.port, headers=bearer(keys["shop"]), after="earliest")
-        latest = EventStream(server.port, headers=bearer(keys["shop"])).open()
-        by_pattern = EventStream(server.port, headers=bearer(keys["shop"]), topic="*", after="earliest").open()
-        everything = EventStream(server.port, headers=bearer(BOOTSTRAP), after="earliest")
+        own = opened(server.port, headers=bearer(keys["shop"]), after="earliest")
+        latest = opened(server.port, headers=bearer(keys["shop"])).open()
+        by_pattern = opened(server.port, headers=bearer(keys["shop"]), topic="*", after="earliest").open()
+        everything = opened(server.port, headers=bearer(BOOTSTRAP), after="earliest")
         assert latest.blocks[0].seq == 1, "the newest event is one that it may read"
         publish(server.http, "hidden", 2)
         publish(server.http, "shop/b", 2)
@@ -264,14 +273,14 @@ def test_a_key_follows_what_it_may_read_and_nothing_else_exists_for_it(launch: L
         assert [block.seq for block in by_pattern.blocks] == [0]
 
 
-def test_a_key_that_is_revoked_or_expires_ends_its_streams(launch: Launch) -> None:
+def test_a_key_that_is_revoked_or_expires_ends_its_streams(launch: Launch, opened: Opened) -> None:
     with guarded(launch, revoked=["read:**"], kept=["read:**"]) as (server, keys):
         now = datetime.now(UTC)
         _, expiring = KeyFile(server.db_path).create("expiring", ["read:**"], now, now + timedelta(seconds=2))
-        kept = EventStream(server.port, headers=bearer(keys["kept"])).open()
-        revoked = EventStream(server.port, headers=bearer(keys["revoked"])).open()
+        kept = opened(server.port, headers=bearer(keys["kept"])).open()
+        revoked = opened(server.port, headers=bearer(keys["revoked"])).open()
         wait_until(lambda: _is_known(server, expiring), "the new key is known")
-        ends = EventStream(server.port, headers=bearer(expiring)).open()
+        ends = opened(server.port, headers=bearer(expiring)).open()
         KeyFile(server.db_path).revoke(keys["revoked"].partition(".")[0])
         for stream in (revoked, ends):
             stream.receive_all()
@@ -337,15 +346,14 @@ def test_a_reader_that_takes_nothing_is_cut_off_and_goes_on_by_itself(launch: La
     assert seen and again.seqs
 
 
-def test_followers_that_take_nothing_hold_little_memory(launch: Launch) -> None:
+def test_followers_that_take_nothing_hold_little_memory(launch: Launch, opened: Opened) -> None:
     server = launch(CONNECTION_BYTES_MAX=16 * MIB)
     _fill(server.http, 5)
-    streams = [EventStream(server.port, receive_buffer_bytes=4096, after="earliest") for _ in range(50)]
+    for _ in range(50):
+        opened(server.port, receive_buffer_bytes=4096, after="earliest")
     before = server.resident_bytes
     _fill_more(server.http, 60)
     growth = server.resident_bytes_peak - before
-    for stream in streams:
-        stream.close()
     # The ring, what connections may hold, and what is on its way there.
     assert growth < 100 * MIB, f"{growth:,} bytes"
 
@@ -359,12 +367,12 @@ def _fill_more(http: Client, megabytes: int) -> None:
 # The server goes and comes.
 
 
-def test_the_end_of_the_server_ends_streams_at_once_and_in_order(launch: Launch) -> None:
+def test_the_end_of_the_server_ends_streams_at_once_and_in_order(launch: Launch, opened: Opened) -> None:
     server = launch(STOP_TIMEOUT_S=30)
     _fill(server.http, 10)
-    idle = EventStream(server.port).open()
-    behind = EventStream(server.port, after="earliest").open()
-    stalled = EventStream(server.port, receive_buffer_bytes=4096, after="earliest").open()
+    idle = opened(server.port).open()
+    behind = opened(server.port, after="earliest").open()
+    stalled = opened(server.port, receive_buffer_bytes=4096, after="earliest").open()
     wait_until(lambda: server.http.metric("sekali_connection_bytes") > 0, "a reader takes nothing")
     assert server.terminate() == 0, server.log
     for stream in (idle, behind):
