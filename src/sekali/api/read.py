@@ -13,24 +13,25 @@ from fastapi.responses import Response
 
 from sekali import ports
 from sekali.api import models, wire
-from sekali.api.access import Access, require_everything, require_reader, require_topic
+from sekali.api.access import Access, require_everything, require_topic
 from sekali.api.body import Body, ByteBudget, Receive, Scope, Send, header, read_whole
 from sekali.api.connections import Connections
 from sekali.api.negotiation import is_ndjson
 from sekali.api.paging import begin, page_of_events, page_response
+from sekali.api.parameters import GRANT, Cursor, Limit, Source, Topic, reader_of, require_readable
 from sekali.api.problems import Kind, Problem
+from sekali.api.sources import Sources
 from sekali.consumer import Consumer
 from sekali.errors import InvalidQuery, StoreBroken
 from sekali.event import Outcome, event_id_fault
 from sekali.keys import Grant
 from sekali.metrics import Metrics
-from sekali.ports import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, EventStore, Order, Position
+from sekali.ports import PAGE_BYTES_MAX, EventStore, Order, Position
 from sekali.settings import ServerSettings
 from sekali.timestamps import parse_timestamp
-from sekali.topics import is_pattern, pattern_fault, topic_fault
+from sekali.topics import is_pattern, topic_fault
 
 NDJSON = "application/x-ndjson"
-GRANT = "sekali.grant"  # in the ASGI scope: what the sender may do
 TAKEN = "taken"  # in a request's state: wait until the client has taken what was sent to it
 Taken = Callable[[], Awaitable[bool]]  # False: it has left
 Write = Callable[[bytes, bool], Awaitable[None]]  # a part of an answer, and whether it is the last
@@ -107,6 +108,7 @@ class Reading:
             ("/metrics", self.metrics, models.METRICS),
         ):
             self.router.add_api_route(path, endpoint, methods=["GET"], **extra)
+        self.router.include_router(Sources(store, self._read).router)
         self.router.add_api_route("/exists", self.exists, methods=["POST"], **models.EXISTS)
 
     async def _read(self, read: Callable[[], _Result]) -> _Result:
@@ -117,20 +119,21 @@ class Reading:
     async def events(
         self,
         request: Request,
-        topic: Annotated[str | None, Query(description="A topic, or a pattern: `*` one segment, `**` any.")] = None,
-        source: Annotated[str | None, Query(description="Exactly this source.")] = None,
+        topic: Topic = None,
+        source: Source = None,
         since: Annotated[str | None, Query(description="Event time, inclusive, RFC 3339.")] = None,
         until: Annotated[str | None, Query(description="Event time, exclusive, RFC 3339.")] = None,
         after: Annotated[int, Query(ge=0, le=2**63 - 1, description="Only events with a higher seq.")] = 0,
         event_id: Annotated[str | None, Query(description="Exactly this id; with an exact topic.")] = None,
         order: Annotated[Order, Query(description="By seq or by event time; `-` newest first.")] = Order.SEQ,
-        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Events in one page.")] = 1000,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        limit: Limit = 1000,
+        cursor: Cursor = None,
     ) -> Response:
         """Events that match all conditions, as a page (JSON array) or as a stream of everything (NDJSON)."""
         grant = reader_of(request)
+        require_readable(grant, topic)
         query = ports.Query(
-            topic=topic_or_pattern(topic),
+            topic=topic,
             source=source,
             since_ns=_time("since", since),
             until_ns=_time("until", until),
@@ -140,19 +143,12 @@ class Reading:
             limit=limit,
             readable=grant.readable,
         )
-        if topic is not None and not is_pattern(topic):
-            require_topic(grant, topic)
         if _wants_ndjson(request):
             query, summary = await self._read(lambda: begin(self._store, query, cursor))
             up_to = summary.head if query.up_to is None else query.up_to
             taken = request.scope["state"][TAKEN]
-<<<<<<< HEAD
-            stream = self._stream(replace(query, limit=STREAM_PAGE_EVENTS, up_to=up_to), grant, taken)
-            return StreamingResponse(stream, media_type=NDJSON)
-=======
-            query = replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head)
+            query = replace(query, limit=STREAM_PAGE_EVENTS, up_to=up_to)
             return _Stream(partial(self._stream, query, grant, taken))
->>>>>>> main
 
         def read() -> tuple[bytes, wire.Cursor | None]:
             page, following = page_of_events(self._store, query, cursor)
@@ -185,8 +181,8 @@ class Reading:
     async def topics(
         self,
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Topics in one page.")] = 1000,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        limit: Limit = 1000,
+        cursor: Cursor = None,
     ) -> Response:
         """Topics by name, with what each holds."""
         readable = reader_of(request).readable
@@ -203,8 +199,8 @@ class Reading:
     async def conflicts(
         self,
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Variants in one page.")] = 1000,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        limit: Limit = 1000,
+        cursor: Cursor = None,
     ) -> Response:
         """Variants that were refused because their identity was taken, oldest first."""
         readable = reader_of(request).readable
@@ -295,18 +291,6 @@ class Reading:
         return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def reader_of(request: Request) -> Grant:
-    """Return what the sender may do, which has to be reading something.
-
-    Raises:
-        Problem: 403.
-
-    """
-    grant: Grant = request.scope[GRANT]
-    require_reader(grant)
-    return grant
-
-
 def _json(document: Any) -> Response:
     return Response(msgspec.json.encode(document), media_type="application/json")
 
@@ -315,18 +299,6 @@ def _wants_ndjson(request: Request) -> bool:
     """Whether to stream. A client of an HTTP before 1.1 does not know chunks and gets pages, whatever it asks for."""
     media_types = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
     return NDJSON in media_types and request.scope["http_version"] == "1.1"
-
-
-def topic_or_pattern(topic: str | None) -> str | None:
-    """Return a reader's topic, if it is one.
-
-    Raises:
-        InvalidQuery: it is neither a topic nor a pattern.
-
-    """
-    if topic is not None and (fault := pattern_fault(topic)) is not None:
-        raise InvalidQuery("topic", fault)
-    return topic
 
 
 def _time(parameter: str, text: str | None) -> int | None:

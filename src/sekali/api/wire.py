@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from sekali.errors import InvalidQuery, PositionGone
-from sekali.ports import Conflict, StoredEvent, Summary, TopicInfo, Unreadable
+from sekali.ports import Conflict, SourceInfo, StoredEvent, Summary, TopicInfo, Unreadable
 from sekali.timestamps import format_timestamp, format_timestamps
 
 _encode = msgspec.json.Encoder().encode
@@ -41,6 +41,22 @@ class TopicOut(msgspec.Struct):
     first_seq: int
     last_seq: int
     last_event_time: str
+
+
+class SourceOut(msgspec.Struct):
+    """A line of ``/sources``. Ranges have a first and a last number."""
+
+    topic: str
+    source: str
+    lowest: int
+    highest: int
+    received: int
+    missing: int
+    complete: bool
+    missing_ranges: list[tuple[int, int]]
+    missing_ranges_count: int
+    repeated: int
+    unnumbered: int
 
 
 class ConflictOut(msgspec.Struct):
@@ -108,6 +124,28 @@ def topics_json(topics: Sequence[TopicInfo]) -> bytes:
     )
 
 
+def sources_json(sources: Sequence[SourceInfo]) -> bytes:
+    """Encode a page of sources as an array."""
+    return _encode(
+        [
+            SourceOut(
+                info.topic,
+                info.source,
+                info.lowest,
+                info.highest,
+                info.received,
+                info.missing,
+                info.missing == 0,
+                info.missing_ranges,
+                info.missing_ranges_count,
+                info.repeated,
+                info.unnumbered,
+            )
+            for info in sources
+        ]
+    )
+
+
 def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
     """Encode a page of conflicts as an array."""
     return _encode(
@@ -129,26 +167,16 @@ def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
     )
 
 
-<<<<<<< HEAD
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what a store can be asked for
-=======
 _Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what a store can look for
->>>>>>> main
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
     """Where a page ended: in which log and how far that had come, in which listing and order, and behind what."""
 
     log_id: str
-<<<<<<< HEAD
-    head: _Int64
-    listing: str
-    position: list[_Int64 | str]
-=======
     head: _Integer
     listing: str
     position: list[_Integer | str]
->>>>>>> main
 
     def token(self) -> str:
         """Return the cursor as the opaque text that clients hand back."""
