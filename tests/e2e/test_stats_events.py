@@ -650,3 +650,9 @@ def test_pairs_of_pages_never_overlap(corpus: Corpus) -> None:
     pages = list(corpus.http.pages("/events", order="timestamp", limit=2))
     keys = [[(_time_ns(one["timestamp"]), one["seq"]) for one in page] for page in pages if page]
     assert all(one[-1] < other[0] for one, other in pairwise(keys))
+
+
+@pytest.mark.parametrize("query", ["after=1&after=0", "topic=a&topic=b", "limit=1&after=0&limit=2"])
+def test_a_parameter_given_twice_is_refused(http: Client, query: str) -> None:
+    answer = http.request("GET", f"/events?{query}")
+    assert answer.status == 422 and "given more than once" in answer.json()["detail"]

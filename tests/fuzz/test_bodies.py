@@ -15,10 +15,13 @@ from fuzz.judge import CannotTell, Event, read_back, same_value
 from fuzz.log import Row
 from fuzz.sender import BATCH_EVENTS_MAX, Sender
 
+HOUR_S = 3600.0  # a long run may be stopped for a while, and no clock of the server should notice
 SETTINGS: dict[str, Any] = {
     "BODY_BYTES_MAX": BODY_BYTES_MAX,
     "EVENT_BYTES_MAX": BODY_BYTES_MAX,
     "BATCH_EVENTS_MAX": BATCH_EVENTS_MAX,
+    "IDLE_TIMEOUT_S": HOUR_S,
+    "BODY_TIMEOUT_S": HOUR_S,
 }
 
 

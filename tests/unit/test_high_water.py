@@ -77,6 +77,15 @@ class TestMark:
             files.damage("x.mark", bit // 8, 1 << bit % 8)
         assert water.read() == Mark("log", 3, 5)
 
+    def test_a_read_that_gives_a_part_is_made_again(self) -> None:
+        files = FaultyDisk()
+        water = HighWaterMark(files, "x.mark")
+        water.advance(Mark("log", 3, 5))
+        water.close()
+        files.fail(errno.EIO, only=[Operation.READ], at=1, partly=True)
+        assert water.read() == Mark("log", 3, 5)
+        assert files.faults == ["read x.mark"]
+
     def test_a_power_cut_leaves_the_old_one_or_the_new_one(self) -> None:
         seen = set()
         for number in range(1, 20):

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from sekali import ports
@@ -98,7 +98,7 @@ class Reading:
         self._stopping = stopping
         self._access = access
         self._settings = settings
-        self.router = APIRouter()
+        self.router = APIRouter(dependencies=[Depends(_each_parameter_once)])
         for path, endpoint, extra in (
             ("/events", self.events, models.EVENTS),
             ("/topics", self.topics, models.TOPICS),
@@ -289,6 +289,13 @@ class Reading:
             gauges["sekali_log_topics"] = summary.topics_count
         gauges |= {f"sekali_store_{name}": value for name, value in (await self._read(self._store.gauges)).items()}
         return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _each_parameter_once(request: Request) -> None:
+    """Refuse what another program may read otherwise: FastAPI takes the last of several."""
+    for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidQuery(name, "given more than once")
 
 
 def _json(document: Any) -> Response:

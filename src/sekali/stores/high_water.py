@@ -66,13 +66,13 @@ class HighWaterMark:
         except FileNotFoundError:
             return None
         try:
-            line = file.read_at(0, file.size())
+            for _ in range(2):  # a read may fail to give all that is there, once
+                text, _, checksum = file.read_at(0, file.size()).rpartition(b" ")
+                if checksum == _checksum(text):
+                    return msgspec.json.decode(text, type=Mark)
         finally:
             file.close()
-        text, _, checksum = line.rpartition(b" ")
-        if checksum != _checksum(text):
-            raise MarkDamaged
-        return msgspec.json.decode(text, type=Mark)
+        raise MarkDamaged
 
     def advance(self, mark: Mark) -> None:
         """Note how far the log has come, durably; it is written a little later."""
