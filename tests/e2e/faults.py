@@ -16,7 +16,7 @@ from sekali.api import publish
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
-from sekali.stores.sqlite import SqliteStore
+from sekali.stores.sqlite import Prepared, SqliteStore
 from sekali.testing import DuplicatingStore, FailingStore, WrappedStore
 
 SLOW_COMMIT_S = 0.1
@@ -81,7 +81,7 @@ class AcknowledgesBeforeCommit(WrappedStore):
         if len(self._owed) >= OWED_GROUPS_MAX:
             owed, self._owed = self._owed, []
             super().commit(owed)
-        return [verdicts for one in prepared for verdicts in one.verdicts]
+        return [verdicts for one in prepared if isinstance(one, Prepared) for verdicts in one.verdicts]
 
 
 def _open_with_small_runs(settings: ServerSettings) -> SqliteStore:

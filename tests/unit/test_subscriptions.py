@@ -129,6 +129,12 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
+def waiters(one: Running) -> int:
+    """How many wait for events."""
+    awake_one = one.subscriptions._awake.get(S)
+    return 0 if awake_one is None else len(awake_one._waiters)
+
+
 async def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
@@ -194,7 +200,7 @@ class TestDelivering:
                     return found
 
                 waiting = [asyncio.create_task(wait(number)) for number in range(3)]
-                await eventually(lambda: len(one.subscriptions._awake[S]._waiters) == 3)
+                await eventually(lambda: waiters(one) == 3)
                 await one.publish(("u", "nobody waits for this"), ("t/a", "1"), ("t/a", "2"))
                 await eventually(lambda: order == [0])
                 await one.publish(("t/b", "1"), ("t/c", "1"))
@@ -208,14 +214,17 @@ class TestDelivering:
             async with running(memory()) as one:
                 await one.put()
                 leaving = asyncio.create_task(one.pull(1, 30))
-                await eventually(lambda: S in one.subscriptions._awake and bool(one.subscriptions._awake[S]._waiters))
+                await eventually(lambda: waiters(one) == 1)
                 staying = asyncio.create_task(one.pull(1, 30))
-                await eventually(lambda: len(one.subscriptions._awake[S]._waiters) == 2)
-                publishing = asyncio.create_task(one.publish(("t/a", "1")))
-                # At this very moment it has been given the lane and does not know it yet.
-                await eventually(lambda: len(one.subscriptions._awake[S]._waiters) < 2)
-                leaving.cancel()
-                await publishing
+                await eventually(lambda: waiters(one) == 2)
+
+                def leave_at_once(head: int, topics: frozenset[str]) -> None:
+                    one.subscriptions.on_stored(head, topics)
+                    assert waiters(one) == 1, "it has been given the lane, and does not know it yet"
+                    leaving.cancel()
+
+                one.consumer._on_stored = leave_at_once
+                await one.publish(("t/a", "1"))
                 with pytest.raises(asyncio.CancelledError):
                     await leaving
                 assert given(await staying) == [1]
@@ -242,7 +251,7 @@ class TestDelivering:
             async with running(memory()) as one:
                 await one.put()
                 waiting = asyncio.create_task(one.pull(1, 30))
-                await eventually(lambda: S in one.subscriptions._awake and bool(one.subscriptions._awake[S]._waiters))
+                await eventually(lambda: waiters(one) == 1)
                 one.subscriptions._stopping.set()
                 assert given(await waiting) == []
                 await one.publish(("t/a", "1"))
@@ -257,7 +266,7 @@ class TestDelivering:
                 await one.publish(("t/a", "1"))
                 assert given(await one.pull()) == []
                 waiting = asyncio.create_task(one.pull(1, 30))
-                await eventually(lambda: bool(one.subscriptions._awake[S]._waiters))
+                await eventually(lambda: waiters(one) == 1)
                 assert await one.put(paused=False) is False
                 assert given(await waiting) == [1]
 
@@ -316,10 +325,10 @@ class TestFailing:
                 delivered = await one.pull()
                 assert await one.nack(delivered, 1, error="first") == []
                 delivered = await one.pull()
-                assert attempts(delivered) == [(1, 2)], "by itself, now that it comes near to be given up"
-                assert await one.nack(delivered, error="second") == []
+                assert attempts(delivered) == [(1, 2), (2, 1)]
+                assert await one.nack(delivered, 1, error="second") == []
                 delivered = await one.pull()
-                assert attempts(delivered) == [(1, 3)]
+                assert attempts(delivered) == [(1, 3)], "by itself, now that it comes near to be given up"
                 assert await one.dead() == []
                 assert await one.nack(delivered, error="third") == []
                 assert await one.dead() == [(1, 3, "third")]
@@ -423,7 +432,8 @@ class TestFailing:
                 await one.subscriptions.drop(S, [3])
                 assert [seq for seq, *_ in await one.dead()] == [1, 5, 4]
             async with running(store) as one:  # what was replayed and not acknowledged is not forgotten
-                assert attempts(again := await one.pull()) == [(2, 1)]
+                again = await one.pull()
+                assert attempts(again) == [(2, 1)]
                 await one.ack(again)
                 assert await one.subscriptions.replay(S, None) == ([1, 5, 4], False)
                 assert await one.dead() == []
@@ -460,7 +470,7 @@ class TestCommits:
                 delivered = await one.pull(2)
                 assert await one.ack(delivered, 1) == []
                 waiting = asyncio.create_task(one.pull(1, 30))
-                await eventually(lambda: bool(one.subscriptions._awake[S]._waiters))
+                await eventually(lambda: waiters(one) == 1)
                 store.failures_left = 1
                 with pytest.raises(CommitUnknown):
                     await one.ack(delivered, 2)
@@ -637,7 +647,7 @@ class TestDefinitions:
             async with running(memory()) as one:
                 delivered = Delivered("lease", 0, [])
                 for asking in (
-                    lambda: one.pull(),
+                    one.pull,
                     lambda: one.ack(delivered, 1),
                     lambda: one.nack(delivered, 1),
                     lambda: one.subscriptions.extend(S, "lease", None),
@@ -698,7 +708,7 @@ class TestDefinitions:
                 await one.ack(done)
                 held = await one.pull()
                 waiting = asyncio.create_task(one.pull(1, 30))
-                await eventually(lambda: bool(one.subscriptions._awake[S]._waiters))
+                await eventually(lambda: waiters(one) == 1)
                 assert await one.subscriptions.seek(S, Place(seq=1)) == 0
                 assert attempts(await waiting) == [(1, 1)]
                 assert await one.ack(held) == [2]
@@ -714,7 +724,7 @@ class TestDefinitions:
             async with running(memory()) as one:
                 await one.put()
                 waiting = asyncio.create_task(one.pull(1, 30))
-                await eventually(lambda: S in one.subscriptions._awake and bool(one.subscriptions._awake[S]._waiters))
+                await eventually(lambda: waiters(one) == 1)
                 await one.subscriptions.delete(S)
                 with pytest.raises(NoSuchSubscription):
                     await waiting

@@ -158,7 +158,9 @@ def delete(name: Name, url: Url = None, api_key_file: ApiKeyFile = None, ca_file
 def seek(
     name: Name,
     seq: Annotated[int | None, typer.Option(min=1, help="The first event to deliver, by seq.")] = None,
-    time: Annotated[str | None, typer.Option(help="The first event to deliver: stored then or later, RFC 3339.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="The first event to deliver: stored then or later, RFC 3339.")
+    ] = None,
     url: Url = None,
     api_key_file: ApiKeyFile = None,
     ca_file: CaFile = None,
