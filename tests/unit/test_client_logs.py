@@ -369,12 +369,12 @@ sys.exit(sys.argv[2] if sys.argv[2:] else 0)
 BEFORE = 'import atexit, logging\natexit.register(lambda: logging.warning("registered before the publisher"))\n'
 
 
-def _run(code: str, *arguments: str, status: int = 0) -> str:
+def _run(code: str, *arguments: str, status: int = 0, out: bool = False) -> str:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert result.returncode == status, result.stderr
-    return result.stderr
+    return result.stdout if out else result.stderr
 
 
 def test_no_record_is_lost_at_the_end_of_the_process(fake: FakeServer) -> None:
@@ -391,6 +391,34 @@ def test_no_record_is_lost_at_the_end_of_the_process(fake: FakeServer) -> None:
 def test_an_exception_that_ends_the_process_does_not_end_the_log(fake: FakeServer) -> None:
     assert "an error" in _run(AT_EXIT, fake.url, "an error", status=1)
     assert len(fake.events) == 3
+
+
+SIGNALS = """
+import logging, signal, sys
+from sekali.client import Limits, Publisher, SekaliHandler
+publisher = Publisher(sys.argv[1], limits=Limits(buffer_events_max=1_000_000, buffer_bytes_max=10**10))
+logging.getLogger().addHandler(SekaliHandler(publisher, "app"))
+logging.getLogger().setLevel(logging.INFO)
+interruptions = []
+def handle(number, frame):
+    logging.info("a signal")
+    interruptions.append(frame.f_code.co_filename)
+    signal.setitimer(signal.ITIMER_REAL, 0.0002)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.0002)
+records = 0
+while len(interruptions) < 500 or not any("sekali/client/pump" in name for name in interruptions):
+    logging.info("a record")
+    records += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert publisher.close(30)
+counts = publisher.counts()
+print(records + len(interruptions) - counts.published, counts.published - counts.stored - counts.dropped)
+"""
+
+
+def test_a_signal_handler_may_log_at_any_moment(fake: FakeServer) -> None:
+    assert _run(SIGNALS, fake.url, out=True).split() == ["0", "0"]
 
 
 def test_structlog_entries_are_published_and_go_on(fake: FakeServer, publisher: Publisher) -> None:

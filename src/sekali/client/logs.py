@@ -41,12 +41,12 @@ class _Publishing:
         """Publish what happened at a time in nanoseconds since 1970, or drop it. Does not raise."""
         if is_ours():
             return
-        with ours():
-            try:
-                source = f"{socket.gethostname()}/{os.getpid()}" if self._source is None else self._source
-                event = new_event(self._topic, make_payload(), timestamp=format_time(ns), source=source)
-                self.publisher.publish_or_drop(event)
-            except Exception:  # a defect of ours, which must not be the application's
+        try:
+            source = f"{socket.gethostname()}/{os.getpid()}" if self._source is None else self._source
+            event = new_event(self._topic, make_payload(), timestamp=format_time(ns), source=source)
+            self.publisher.publish_or_drop(event)
+        except Exception:  # a defect of ours, which must not be the application's
+            with ours():
                 _logger.warning("a log entry was not published", exc_info=True)
 
 

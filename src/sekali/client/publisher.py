@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, Unpack
 
-from sekali.client.background import is_ours, register
+from sekali.client.background import is_ours, ours, register
 from sekali.client.connect import server_for_single_attempts
 from sekali.client.delivery import Delivery, Verdict
 from sekali.client.errors import ClientError, PublisherClosed
@@ -217,7 +217,8 @@ class Publisher:
             self.offer(event, may_wait=False)
         except (ClientError, ValueError) as error:
             self._count({"published": 1})
-            self._dropped([event], error)
+            with ours():  # what is logged about it is not published, and dropped, in its turn
+                self._dropped([event], error)
 
     def withdraw(self, entry: Entry) -> None:
         """Take back what was offered, as far as it is not under way: nobody waits for it any more."""
