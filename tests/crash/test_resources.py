@@ -26,7 +26,6 @@ from e2e.server import (
     verify,
     wait_until,
 )
-from sekali.cli.server import EXIT_CANNOT_START
 from sekali.errors import StartupError, StoreBroken
 from sekali.service import EXIT_GAVE_UP
 from sekali.stores.sqlite import SqliteStore
@@ -142,14 +141,6 @@ def _descriptors_of_the_store(server: ServerProcess) -> int:
             target = str(path.readlink())
             count += target.startswith(str(server.db_path)) and ".index" not in target
     return count
-
-
-def test_too_few_descriptors_are_noticed_at_the_start(launch: Launch) -> None:
-    server = launch(start=False, wrapper=["prlimit", f"--nofile={DESCRIPTORS_MAX}:{DESCRIPTORS_MAX}"])
-    server.launch()
-    assert server.wait() == EXIT_CANNOT_START
-    message = "".join(line["event"] for line in server.log).replace("\n", "")
-    assert f"may have {DESCRIPTORS_MAX}" in message and "ulimit" in message and "Traceback" not in message
 
 
 def test_no_descriptors_left(launch: Launch) -> None:
