@@ -292,23 +292,14 @@ def test_many_half_open_connections_take_little_memory(launch: Launch) -> None:
 
 
 def test_more_connections_than_files_are_refused_at_start(tmp_path: object) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
-    try:
-        result = run_sekali("serve", "--db-path", f"{tmp_path}/store.db", "--connections-max", hard + 1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    result = run_sekali("serve", "--db-path", f"{tmp_path}/store.db", "--connections-max", hard + 1)
     assert result.returncode == 3 and "CONNECTIONS_MAX" in result.stderr and "ulimit -n" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_low_limit_on_files_is_raised(launch: Launch) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
-    try:
-        server = launch(CONNECTIONS_MAX=300)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    server = launch(CONNECTIONS_MAX=300, wrapper=("prlimit", "--nofile=128:"))
     assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[0] >= 300
     with connections(server.port, 250):
         wait_until(lambda: metric(server.http, "sekali_connections") == 251, "more than 128 are open")
