@@ -15,15 +15,19 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import structlog
 
 from sekali.errors import CommitUnknown, QueueFull, SekaliError, Unavailable
-from sekali.event import Batch
+from sekali.event import Batch, Outcome
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.tickets import Group, OnDone, Ticket
 from sekali.writer import Committed, Listener, Writer
+
+# Told how many events a commit stored, the newest seq, and the topics of all that was sent, in any number of lists.
+OnStored = Callable[[int, int, list[list[str]]], None]
 
 # Groups prepared and not committed yet. With more, preparing goes on beside a commit; measured, both then wait for the
 # interpreter lock so often that batches gain nothing and single events lose a third (docs/decisions/0008).
@@ -41,8 +45,9 @@ class Consumer:
     ``clock_s`` is monotonic. Start it on a running event loop, to which ``submit`` belongs.
     The queue holds at most ``queue_events_max`` events, those being committed included. ``on_recovery`` is told, on the
     writer's thread, how far the store has come where it takes long to get ready; ``on_give_up`` once, on the loop, why
-    no commit works and none will be tried any more. Requests get no verdict from a commit that takes longer than
-    ``COMMIT_TIMEOUT_S``, and none are taken until it ends.
+    no commit works and none will be tried any more. ``on_stored`` is told on the loop of each commit that stored
+    something, but for one that failed and did so all the same: after that, ``on_recovered``. Requests get no verdict
+    from a commit that takes longer than ``COMMIT_TIMEOUT_S``, and none are taken until it ends.
     """
 
     def __init__(
@@ -57,6 +62,8 @@ class Consumer:
         commit_wait_ms_max: float,
         on_recovery: Progress = no_progress,
         on_give_up: Callable[[str], None] = lambda reason: None,
+        on_stored: OnStored = lambda count, newest, topics: None,
+        on_recovered: Callable[[], object] = lambda: None,
     ) -> None:
         self._store = store
         self._metrics = metrics
@@ -66,6 +73,7 @@ class Consumer:
         self._commit_events_max = commit_events_max
         self._commit_wait_s_max = commit_wait_ms_max / 1000
         self._on_give_up = on_give_up
+        self._on_stored = on_stored
         self._accepted: deque[Ticket] = deque()
         self._preparing_is_due = False
         self._groups_ahead = 0  # given to the writer and not finished
@@ -78,6 +86,7 @@ class Consumer:
             done=lambda tickets, groups, committed: self._on_loop(self._resolve, tickets, groups, committed),
             failed=lambda: self._on_loop(metrics.commit_failed),
             gave_up=lambda reason: self._on_loop(self._on_give_up, reason),
+            recovered=lambda: self._on_loop(on_recovered),
             recovering=on_recovery,
         )
         self._writer = Writer(store, clock_s, listener, commit_events_max=commit_events_max)
@@ -201,6 +210,8 @@ class Consumer:
             _answer(ticket)
         while self._in_flight and self._in_flight[0].done:
             self._in_flight.popleft()
+        if committed is not None and (stored := committed.counts[Outcome.STORED]):
+            self._on_stored(stored, _newest(tickets), [ticket.batch.topics for ticket in tickets])
 
     def _look_at_writer(self) -> None:
         """Let nobody wait for a commit that hangs. Its events stay in the queue's count, until it ends."""
@@ -217,6 +228,12 @@ class Consumer:
             if not ticket.keep:
                 ticket.failure = CommitUnknown(self._hanging)
                 _answer(ticket)
+
+
+def _newest(tickets: list[Ticket]) -> int:
+    """Return the highest seq of what was stored: that of the last, because seqs are given out in order."""
+    verdicts = chain.from_iterable(reversed(ticket.verdicts) for ticket in reversed(tickets))
+    return next(verdict.seq for verdict in verdicts if verdict.outcome is Outcome.STORED and verdict.seq is not None)
 
 
 def _answer(ticket: Ticket) -> None:

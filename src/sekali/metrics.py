@@ -50,6 +50,7 @@ METRICS = (
     MetricInfo("sekali_queue_events", "gauge", "Events accepted and not yet answered."),
     MetricInfo("sekali_queue_bytes", "gauge", "Bytes of request bodies held."),
     MetricInfo("sekali_connections", "gauge", "Connections that are open."),
+    MetricInfo("sekali_followers", "gauge", "Streams of /subscribe that are open."),
     MetricInfo(
         "sekali_connection_bytes", "gauge", "Bytes that wait on connections: answers not taken, requests not begun."
     ),
@@ -90,6 +91,7 @@ class Metrics:
         self.refusals: Counter[int] = Counter()
         self.connections_ended: Counter[Ending] = Counter()
         self.commit_failures = 0
+        self.followers = 0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._per_second: deque[tuple[int, int]] = deque(maxlen=THROUGHPUT_WINDOW_S)
         self._registry = CollectorRegistry()

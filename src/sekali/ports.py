@@ -53,7 +53,8 @@ class Query:
 
     ``topic`` is a topic or a pattern. ``since_ns`` is inclusive and ``until_ns`` exclusive, both event time.
     ``after`` and ``up_to`` are seqs: only events above the first (exclusive) and not above the second (inclusive).
-    ``position`` is where the last page ended. ``event_id`` comes with an exact topic.
+    ``position`` is where the last page ended. ``event_id`` comes with an exact topic. A page has at most ``limit``
+    events, and ends with the one that brings its payloads over ``bytes_max``.
     """
 
     topic: str | None = None
@@ -67,6 +68,7 @@ class Query:
     limit: int = 1000
     position: Position | None = None
     readable: Readable = None
+    bytes_max: int = PAGE_BYTES_MAX
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
@@ -197,7 +199,7 @@ class EventStore(Protocol):
         """
 
     def read(self, query: Query) -> Page:
-        """Return the events that match, at most ``query.limit`` of them and at most about ``PAGE_BYTES_MAX``."""
+        """Return the events that match, at most ``query.limit`` of them and about ``query.bytes_max``."""
 
     def missing(self, topic: str, event_ids: Sequence[str]) -> list[str]:
         """Return those of the ids that the topic does not hold, in the order given.

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import structlog
@@ -28,8 +29,11 @@ from sekali.api.connections import Connections, require_descriptors
 from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
 from sekali.api.read import Reading
+from sekali.api.subscribe import Subscribing
+from sekali.api.wire import events_sse
 from sekali.consumer import Consumer
 from sekali.errors import StartupError
+from sekali.feed import Feed
 from sekali.logs import configure_logging
 from sekali.metrics import Metrics
 from sekali.ports import EventStore
@@ -145,27 +149,32 @@ async def running_app(
 
     """
     budget = ByteBudget(settings.queue_bytes_max)
-    consumer = Consumer(
-        store,
-        metrics,
-        time.monotonic,
-        workers=settings.consumer_workers,
-        queue_events_max=settings.queue_events_max,
-        commit_events_max=settings.commit_events_max,
-        commit_wait_ms_max=settings.commit_wait_ms_max,
-        on_recovery=RecoveryReport(),
-        on_give_up=on_give_up,
-    )
     with (
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
+        ThreadPoolExecutor(1, "sekali-feed") as feeder,
         ThreadPoolExecutor(1, "sekali-careful") as careful,
     ):
+        feed = Feed(store, feeder, partial(events_sse, store.summary().log_id))
+        consumer = Consumer(
+            store,
+            metrics,
+            time.monotonic,
+            workers=settings.consumer_workers,
+            queue_events_max=settings.queue_events_max,
+            commit_events_max=settings.commit_events_max,
+            commit_wait_ms_max=settings.commit_wait_ms_max,
+            on_recovery=RecoveryReport(),
+            on_give_up=on_give_up,
+            on_stored=feed.committed,
+            on_recovered=feed.look_again,
+        )
         connections = Connections(metrics, settings)
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
         reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, access, settings)
+        subscribing = Subscribing(store, feed, readers, stopping, access, metrics)
         consumer.start()
         try:
-            yield Running(Api(reading, access), publish, connections, consumer.ready)
+            yield Running(Api(reading, subscribing, access), publish, connections, consumer.ready)
         finally:
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")

@@ -43,6 +43,7 @@ class Listener:
     done: Callable[[list[Ticket], int, Committed | None], None]
     failed: Callable[[], None]
     gave_up: Callable[[str], None]
+    recovered: Callable[[], None] = lambda: None
     recovering: Progress = no_progress
 
 
@@ -277,6 +278,7 @@ class Writer:
         self._try_commit(retry, lambda: [self._store.prepare(batches)], 0)
         if self.trouble is None:
             log.info("commits work again")
+            self._listener.recovered()
 
     def _give_back(self, tickets: list[Ticket], failure: SekaliError, groups: int) -> None:
         self._retry += [ticket for ticket in tickets if ticket.keep]

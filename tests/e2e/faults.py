@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from e2e.points import FAULT_FILE, RUN_KEYS, open_with_points
@@ -124,6 +125,7 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "small-runs": WrappedStore,
     "held-rebuild": RebuildHeldWhileTold,
     "few-probes": WrappedStore,
+    "quick-heartbeats": WrappedStore,
     "hanging": HeldWhileTold,
 }
 OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
@@ -138,6 +140,10 @@ def main() -> int:
     kind = sys.argv[1]
     if kind == "few-probes":
         writer.PROBE_INTERVAL_S = 0.01
+    if kind == "quick-heartbeats":
+        service.Subscribing = partial(  # type: ignore[assignment, misc]
+            service.Subscribing, heartbeat_s=0.05, look_interval_s=0.02
+        )
     if kind == "hanging":
         consumer.COMMIT_TIMEOUT_S = 0.1
         consumer.LOOK_INTERVAL_S = 0.01

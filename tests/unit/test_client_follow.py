@@ -7,17 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_server import HANG_UP, FakeServer, Reply, fake_server, json_reply, problem
-from sekali.client.errors import Gone, NotSekali
-from sekali.client.follow import IDLE_LONGEST_S, follow, newest_seq, rows
+from fake_server import HANG_UP, FakeServer, Reply, fake_server, problem
+from sekali.client.errors import Gone, NotSekali, Refused, Unreachable
+from sekali.client.follow import follow, rows
 from sekali.client.http import Page, Server
+from sekali.client.sse import Message, Parser
 
-STATS = json_reply({"log_id": "log-1"})
+STREAM = {"Content-Type": "text/event-stream"}
+OPENING = b"retry: 2000\nid: log-0\n\n"
 
 
-def _page(*seqs: int, more: bool = False) -> Reply:
-    link: dict[str, Any] = {"Link": '</events?cursor=c>; rel="next"'} if more else {}
-    return json_reply([{"seq": seq} for seq in seqs], **link)
+def block(seq: int, **fields: Any) -> bytes:
+    return f"id: log-{seq}\ndata: {json.dumps({'seq': seq} | fields)}\n\n".encode()
+
+
+def stream(*blocks: bytes, cut: bool = False) -> Reply:
+    """Answer with a stream; after it the server closes in order, or with ``cut`` without the final chunk."""
+    return Reply(200, OPENING + b"".join(blocks), STREAM, cut=cut)
 
 
 @pytest.fixture
@@ -30,8 +36,8 @@ class Ended(Exception):
     """The test has seen enough."""
 
 
-def _followed(fake: FakeServer, sleeps: int, after: int = 0, topic: str | None = None) -> tuple[list[int], list[float]]:
-    """Return the seqs seen until the follower has slept so often, and those sleeps."""
+def followed(fake: FakeServer, sleeps: int, **options: Any) -> tuple[list[int], list[float]]:
+    """Return the seqs seen until the follower has waited so often to connect again, and those waits."""
     slept_s: list[float] = []
     seqs: list[int] = []
 
@@ -41,57 +47,139 @@ def _followed(fake: FakeServer, sleeps: int, after: int = 0, topic: str | None =
             raise Ended
 
     with Server(fake.url, sleep=lambda seconds: None) as server, pytest.raises(Ended):
-        for found in follow(server, after, topic=topic, log_id="log-1", sleep=sleep):
+        for found in follow(server, **options, sleep=sleep, random_share=lambda: 0.5):
             seqs += [row.event["seq"] for row in found]
     return seqs, slept_s
 
 
-def test_goes_on_behind_the_last_event_over_pages_pauses_and_outages(fake: FakeServer) -> None:
+def test_goes_on_behind_the_last_event_that_came_whole(fake: FakeServer) -> None:
+    half = block(6)[:-1]
     fake.script.extend(
-        [_page(4, 5, more=True), STATS, _page(more=True), _page(8), _page(), HANG_UP, _page(9), STATS, _page()]
+        [
+            stream(block(4), block(5), half, cut=True),
+            HANG_UP,
+            problem(503, "Not now", "starting", Retry_After="0"),
+            stream(block(6), b":\nid: log-9\n\n"),
+            stream(cut=True),
+            stream(block(10)),
+        ]
     )
-    seqs, _ = _followed(fake, sleeps=4, after=3, topic="app/**")
-    assert seqs == [4, 5, 8, 9]
-    assert [request.params for request in fake.requests if request.path == "/events"] == [
-        {"after": "3", "topic": "app/**"},
-        {"cursor": "c"},
-        {"cursor": "c"},
-        {"after": "8", "topic": "app/**"},
-        {"after": "8", "topic": "app/**"},
-        {"after": "8", "topic": "app/**"},
-        {"after": "9", "topic": "app/**"},
-    ]
+    seqs, _ = followed(fake, 4, topic="app/**", after="3")
+    assert seqs == [4, 5, 6, 10]
+    assert {request.path for request in fake.requests} == {"/subscribe"}
+    assert all(request.params == {"topic": "app/**", "after": "3"} for request in fake.requests)
+    assert all(request.headers["Accept"] == "text/event-stream" for request in fake.requests)
+    places = [request.headers.get("Last-Event-ID") for request in fake.requests]
+    assert places == [None, "log-5", "log-5", "log-5", "log-9", "log-0"]
 
 
-def test_waits_longer_while_nothing_comes_and_short_again_after_an_event(fake: FakeServer) -> None:
-    fake.script.extend([*[_page()] * 8, _page(1), STATS])
-    _, slept_s = _followed(fake, sleeps=9)
-    assert slept_s[:8] == sorted(slept_s[:8])
-    assert slept_s[7] == IDLE_LONGEST_S
-    assert slept_s[8] < 0.1
+def test_what_comes_first_is_a_place_to_go_on_from(fake: FakeServer) -> None:
+    fake.script.extend([stream(cut=True), stream(block(1))])
+    followed(fake, 2)
+    assert [request.params for request in fake.requests] == [{"after": "latest"}] * 2
+    assert fake.requests[1].headers["Last-Event-ID"] == "log-0"
 
 
-def test_events_of_another_log_are_not_shown(fake: FakeServer) -> None:
-    fake.script.extend([_page(1), STATS, _page(2), json_reply({"log_id": "log-2"})])
+def test_begins_where_it_is_told(fake: FakeServer) -> None:
+    fake.script.append(stream(block(8)))
+    followed(fake, 1, last_event_id="log-7")
+    assert fake.requests[0].headers["Last-Event-ID"] == "log-7"
+
+
+def test_waits_longer_and_longer_while_streams_end_at_once(fake: FakeServer) -> None:
+    fake.script.extend([stream(cut=number % 2 == 0) for number in range(9)])
+    _, slept_s = followed(fake, 9)
+    assert slept_s == sorted(slept_s) and slept_s[0] < 0.1 and slept_s[-1] == 2.5, "half of the longest, by the share"
+
+
+def test_rows_keep_the_text_of_numbers_and_know_their_place(fake: FakeServer) -> None:
+    text = '{"seq":1,"payload":[1e0,1.00,12345678901234567890.0]}'
+    fake.script.append(Reply(200, f"id: log-1\ndata: {text}\n\n".encode(), STREAM))
     with Server(fake.url) as server:
-        found = follow(server, 0, log_id="log-1", sleep=lambda seconds: None)
-        assert [row.event for row in next(found)] == [{"seq": 1}]
-        with pytest.raises(Gone, match="log-2"):
+        (row,) = next(follow(server))
+    assert (row.text, row.id, row.event["seq"]) == (text, "log-1", 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        (problem(410, "Not of this log", "seq 9 is above the newest event"), Gone, "seq 9"),
+        (problem(422, "Not valid", "topic"), Refused, "topic"),
+        (Reply(200, b"<h1>It works!</h1>", {"Content-Type": "text/html"}), NotSekali, "Check the URL"),
+        (Reply(200, b"data: [1]\n\n", STREAM), NotSekali, "not an object"),
+        (Reply(200, b"data: {\n\n", STREAM), NotSekali, "not JSON"),
+        (Reply(200, b"data: " + b"[" * 100_000 + b"\n\n", STREAM), NotSekali, "not JSON"),
+        (Reply(200, b"data: \xff\n\n", STREAM), NotSekali, "no stream of events"),
+        (Reply(302, b"", {"Location": "http://localhost"}), NotSekali, "status 302"),
+    ],
+)
+def test_what_will_not_get_better_is_an_error(
+    fake: FakeServer, reply: Reply, error: type[Exception], message: str
+) -> None:
+    fake.script.append(reply)
+    with Server(fake.url) as server, pytest.raises(error, match=message):
+        next(follow(server))
+    assert len(fake.requests) == 1
+
+
+def test_a_server_that_does_not_come_back_is_given_up(fake: FakeServer) -> None:
+    fake.script.extend([stream(block(1)), HANG_UP])
+    with Server(fake.url, give_up_after_s=0) as server:
+        found = follow(server, sleep=lambda seconds: None)
+        assert [row.event["seq"] for row in next(found)] == [1]
+        with pytest.raises(Unreachable):
             next(found)
 
 
-def test_a_position_above_the_head_is_an_error(fake: FakeServer) -> None:
-    fake.script.append(problem(410, "Not of this log", "seq 9 is above the newest event"))
-    with Server(fake.url) as server, pytest.raises(Gone):
-        next(follow(server, 9, log_id="log-1"))
+# Streams taken apart.
+
+texts = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1)
+messages = st.one_of(
+    st.tuples(texts, texts), st.tuples(texts, st.none()), st.tuples(st.none(), texts), st.just((None, None))
+)
 
 
-def test_the_newest_seq(fake: FakeServer) -> None:
-    fake.script.extend([_page(42), _page()])
-    with Server(fake.url) as server:
-        assert (newest_seq(server), newest_seq(server)) == (42, 0)
-    assert fake.requests[0].params == {"order": "-seq", "limit": "1"}
+@given(st.lists(messages), st.lists(st.integers(0, 200)), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["", " "]))
+def test_messages_come_out_however_the_stream_is_cut(
+    given_messages: list[tuple[str | None, str | None]], cuts: list[int], end: str, space: str
+) -> None:
+    text = ""
+    expected: list[Message] = []
+    place: str | None = None
+    for data, place_told in given_messages:
+        place = place if place_told is None else place_told.removeprefix(" " if space == "" else "")
+        lines = [f"id:{space}{place_told}"] if place_told is not None else []
+        lines += [f"data:{space}{data}"] if data is not None else []
+        text += end.join([": a comment", "retry: 5", "event: message", *lines, "", ""])
+        if lines:
+            told = None if data is None else data.removeprefix(" " if space == "" else "")
+            expected.append(Message(told, place))
+    raw = text.encode()
+    parser = Parser()
+    found: list[Message] = []
+    begin = 0
+    for cut in [*cuts, len(raw)]:
+        found += parser.feed(raw[begin : begin + cut])
+        begin += cut
+    assert found == expected
 
+
+def test_data_on_several_lines_is_one_text_and_an_id_with_a_null_is_none() -> None:
+    assert Parser().feed(b"data: a\ndata:\ndata: b\nid: 1\n\nid: 2\0\ndata\n\n") == [
+        Message("a\n\nb", "1"),
+        Message("", "1"),
+    ]
+
+
+def test_a_line_without_an_end_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekali.client.sse.BUFFER_BYTES_MAX", 100)
+    parser = Parser()
+    parser.feed(b"x" * 100)
+    with pytest.raises(ValueError, match="without an end"):
+        parser.feed(b"x")
+
+
+# Pages taken apart.
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

@@ -1,9 +1,10 @@
 """The ASGI application: everything but ``/publish``, and the OpenAPI document of both."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
@@ -17,6 +18,7 @@ from sekali.api.body import Disconnected, Receive, Scope, Send
 from sekali.api.headers import secured
 from sekali.api.problems import Answer, Kind, Problem, problem_of
 from sekali.api.read import GRANT, Reading, StreamCut
+from sekali.api.subscribe import Subscribing
 from sekali.errors import SekaliError
 
 _DESCRIPTION = "Publish the same event as often as you like: it is stored once, and you are told so."
@@ -30,9 +32,9 @@ log = structlog.get_logger("sekali.api")
 class Api:
     """The ASGI application. It is true to its OpenAPI document for every route."""
 
-    def __init__(self, reading: Reading, access: Access) -> None:
+    def __init__(self, reading: Reading, subscribing: Subscribing, access: Access) -> None:
         self._access = access
-        self._app = _reading_app(reading, access)
+        self._app = _reading_app([reading.router, subscribing.router], access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -60,7 +62,7 @@ def _note(access: Access, problem: Problem, scope: Scope) -> None:
         access.note(problem, scope["path"], scope["headers"], scope["client"], scope.get(GRANT))
 
 
-def _reading_app(reading: Reading, access: Access) -> FastAPI:
+def _reading_app(routers: Iterable[APIRouter], access: Access) -> FastAPI:
     app = FastAPIOffline(
         title="Sekali",
         version=__version__,
@@ -70,7 +72,8 @@ def _reading_app(reading: Reading, access: Access) -> FastAPI:
         redirect_slashes=False,
         static_url="/docs/static",
     )
-    app.include_router(reading.router)
+    for router in routers:
+        app.include_router(router)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import models_json_schema
 
@@ -232,6 +233,17 @@ def _listing(model: Any, description: str) -> dict[str, Any]:
 EVENTS = _listing(Event | UnreadableRow, "One page of events.")
 EVENTS["responses"][200]["content"] = {
     "application/x-ndjson": {"schema": {"type": "string", "description": "Everything that matches, an event a line."}}
+}
+SUBSCRIBE: dict[str, Any] = {
+    "response_model": None,
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "Server-Sent Events without an end: `data` is an event as in `/events`, `id` its place.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **_problem(Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE),
+    },
 }
 TOPICS = _listing(Topic, "One page of topics.")
 CONFLICTS = _listing(Conflict | UnreadableRow, "One page of refused variants.")

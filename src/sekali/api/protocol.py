@@ -16,7 +16,7 @@ from sekali.api.connections import TAKEN_BYTES_MIN, Connections
 from sekali.api.cycle import CLOSE, Cycle, PublishCycle
 from sekali.api.problems import Kind, Problem
 from sekali.api.publish import Publish
-from sekali.api.read import TAKEN
+from sekali.api.read import CONNECTION, TAKEN
 from sekali.metrics import Ending
 
 HEADER_BYTES_MAX = 32 * 1024
@@ -37,6 +37,7 @@ class BoundedProtocol(HttpToolsProtocol):
     publish: ClassVar[Publish]
     shared: ClassVar[Connections]
 
+    is_endless = False  # the answer that goes out does not end by itself
     _deadline: asyncio.TimerHandle | None = None  # of the message that comes in
     _taking: asyncio.TimerHandle | None = None  # of the answer that goes out
     _messages = 0
@@ -75,9 +76,9 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.request.abandon()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Stay, where the client has asked everything it wants to and waits for the answer."""
+        """Stay, where the client has asked everything it wants to and waits for the answer, if that has an end."""
         asked = self.cycle is not None and not self.cycle.response_complete and not self._in_body
-        if not asked or self.scheme == "https":
+        if not asked or self.is_endless or self.scheme == "https":
             return False
         self._ended = True
         self._stop_deadline()
@@ -165,7 +166,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             if self.pipeline:
                 self.hold(PIPELINED_BYTES)
-            self.scope["state"][TAKEN] = self.taken
+            self.scope["state"] |= {CONNECTION: self, TAKEN: self.taken}
             # Where a body was announced that may not come, it must not be awaited in place of the next request.
             if self.expect_100_continue or self.parser.get_http_version() != "1.1":
                 self.cycle.keep_alive = False

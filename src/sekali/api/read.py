@@ -32,6 +32,7 @@ from sekali.topics import is_pattern, pattern_fault, topic_fault
 NDJSON = "application/x-ndjson"
 GRANT = "sekali.grant"  # in the ASGI scope: what the sender may do
 TAKEN = "taken"  # in a request's state: wait until the client has taken what was sent to it
+CONNECTION = "connection"  # in a request's state: what carries it and its answer
 Taken = Callable[[], Awaitable[bool]]  # False: it has left
 Write = Callable[[bytes, bool], Awaitable[None]]  # a part of an answer, and whether it is the last
 STREAM_PAGE_EVENTS = 2000
@@ -128,9 +129,9 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Events that match all conditions, as a page (JSON array) or as a stream of everything (NDJSON)."""
-        grant = _reader(request)
+        grant = reader(request)
         query = ports.Query(
-            topic=_topic_or_pattern(topic),
+            topic=topic_or_pattern(topic),
             source=source,
             since_ns=_time("since", since),
             until_ns=_time("until", until),
@@ -195,7 +196,7 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Topics by name, with what each holds."""
-        readable = _reader(request).readable
+        readable = reader(request).readable
 
         def read() -> tuple[bytes, list[str] | None, Summary]:
             summary = self._store.summary(readable)
@@ -212,7 +213,7 @@ class Reading:
         cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
     ) -> Response:
         """Variants that were refused because their identity was taken, oldest first."""
-        readable = _reader(request).readable
+        readable = reader(request).readable
 
         def read() -> tuple[bytes, list[int] | None, Summary]:
             summary = self._store.summary(readable)
@@ -225,7 +226,7 @@ class Reading:
 
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
-        settings, grant = self._settings, _reader(request)
+        settings, grant = self._settings, reader(request)
         if is_ndjson(header(request.scope, b"content-type")):
             raise Problem(Kind.MEDIA, "ask with application/json, one question in a request")
         with Body(self._budget, settings.body_bytes_max) as body:
@@ -236,7 +237,7 @@ class Reading:
 
     async def stats(self, request: Request) -> Response:
         """The figures of this process and of the log; for a key that may not read everything, those of its topics."""
-        readable = _reader(request).readable
+        readable = reader(request).readable
         summary, topics = await self._read(
             lambda: (self._store.summary(readable), self._store.topics("", STATS_TOPICS_MAX, readable))
         )
@@ -285,6 +286,7 @@ class Reading:
             "sekali_connections": self._connections.open,
             "sekali_connection_bytes": self._connections.bytes_held,
             "sekali_oldest_waiting_seconds": self._consumer.oldest_waiting_s,
+            "sekali_followers": self._metrics.followers,
             "sekali_healthy": float(self._consumer.trouble is None),
             "sekali_uptime_seconds": self._metrics.uptime_s,
         }
@@ -299,7 +301,7 @@ class Reading:
         return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _reader(request: Request) -> Grant:
+def reader(request: Request) -> Grant:
     """Return what the sender may do, which has to be reading something.
 
     Raises:
@@ -343,7 +345,7 @@ def _wants_ndjson(request: Request) -> bool:
     return NDJSON in media_types and request.scope["http_version"] == "1.1"
 
 
-def _topic_or_pattern(topic: str | None) -> str | None:
+def topic_or_pattern(topic: str | None) -> str | None:
     if topic is not None and (fault := pattern_fault(topic)) is not None:
         raise InvalidQuery("topic", fault)
     return topic

@@ -66,6 +66,39 @@ def events_ndjson(events: Sequence[StoredEvent | Unreadable]) -> bytes:
     return _encode_lines(_events_out(events))
 
 
+def events_sse(log_id: str, events: Sequence[StoredEvent | Unreadable]) -> list[bytes]:
+    """Encode events as Server-Sent Events, one for one; the id of each is its place in the log."""
+    head = log_id.encode()
+    lines = events_ndjson(events).split(b"\n")
+    return [b"id: %b-%d\ndata: %b\n\n" % (head, event.seq, line) for event, line in zip(events, lines, strict=False)]
+
+
+def position_id(log_id: str, seq: int) -> str:
+    """Return the place of an event as ``id`` and ``Last-Event-ID`` have it."""
+    return f"{log_id}-{seq}"
+
+
+def open_position(text: str, parameter: str, summary: Summary) -> int:
+    """Return the seq of a place that this log handed out.
+
+    Raises:
+        InvalidQuery: it is none.
+        PositionGone: it is of another log, or above the head of this one.
+
+    """
+    log_id, dash, seq = text.rpartition("-")
+    if not dash or not is_seq(seq):
+        raise InvalidQuery(parameter, "not the id of an event of a stream: the log's id, a dash and the seq")
+    _require_log(log_id, "position", summary)
+    require_not_above_head(int(seq), summary)
+    return int(seq)
+
+
+def is_seq(text: str) -> bool:
+    """Whether a text is a seq: digits, no more of them than a seq can have."""
+    return text.isascii() and text.isdigit() and len(text) < len(str(2**63))
+
+
 def _events_out(events: Sequence[StoredEvent | Unreadable]) -> list[Any]:
     """Put events in the form of the answer: column by column, in few calls."""
     good = [event for event in events if type(event) is StoredEvent]
@@ -162,12 +195,16 @@ def open_cursor(token: str, listing: str, position_types: tuple[type, ...], summ
         raise InvalidQuery("cursor", "not a cursor of this server; take it from the Link header unchanged") from None
     if cursor.listing != listing or tuple(map(type, cursor.position)) != position_types:
         raise InvalidQuery("cursor", f"a cursor for {cursor.listing}, not for {listing}")
-    if cursor.log_id != summary.log_id:
-        raise PositionGone(
-            f"the cursor is of log {cursor.log_id} and this is log {summary.log_id}: a backup was restored; start again"
-        )
+    _require_log(cursor.log_id, "cursor", summary)
     require_not_above_head(cursor.head, summary)
     return cursor
+
+
+def _require_log(log_id: str, what: str, summary: Summary) -> None:
+    if log_id != summary.log_id:
+        raise PositionGone(
+            f"the {what} is of log {log_id} and this is log {summary.log_id}: a backup was restored; start again"
+        )
 
 
 def require_not_above_head(seq: int, summary: Summary) -> None:

@@ -122,6 +122,31 @@ def reads(figures: dict[str, Any]) -> Figure:
     return figure
 
 
+def follow(figures: dict[str, Any]) -> Figure:
+    """Latency of live followers, and the rate of ingest beside idle ones."""
+    figure = Figure(figsize=(8, 4.5))
+    live, idle = figure.subplots(2, 1, height_ratios=(3, 1))
+    names = [name for name, one in figures["live"].items() if "failures" not in one]
+    for place, percentile in enumerate(("p50", "p99")):
+        at = [number + 0.4 * place for number in range(len(names))]
+        values = [figures["live"][name][f"follower_{percentile}_ms"] for name in names]
+        drawn = live.barh(at, values, height=0.38, color=COLOURS[place], label=percentile)
+        live.bar_label(drawn, fmt="{:.1f}", padding=4)
+    live.set_yticks([number + 0.2 for number in range(len(names))], names)
+    live.set_title("100 live followers: from the commit to the follower, ms", fontsize="medium")
+    live.legend(frameon=False, loc="lower right")
+    rates = figures["idle"].get("events_per_s", {})
+    drawn = idle.barh(list(rates), list(rates.values()), color=COLOURS[2])
+    idle.bar_label(drawn, fmt="{:,.0f}", padding=4)
+    idle.set_title("full ingest, events/s", fontsize="medium")
+    for axes in (live, idle):
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
 def stall(figures: dict[str, Any]) -> Figure:
     """The longest answer and the longest bare fsync of each second."""
     figure = Figure(figsize=(8, 4))
@@ -158,6 +183,7 @@ PLOTS = {
     "index": index,
     "latency": latency,
     "reads": reads,
+    "follow": follow,
     "stall": stall,
     "peers": peers,
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sekali.bench import ceiling, growth, index, ingest, latency, machine, reads, stall, targets
+from sekali.bench import ceiling, follow, growth, index, ingest, latency, machine, reads, stall, targets
 from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report
 from sekali.bench.pauses import WATCH
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
     "index": index.run,
     "latency": latency.run,
     "reads": reads.run,
+    "follow": follow.run,
     "stall": stall.run,
     "peers": side_by_side.run,
 }

@@ -14,6 +14,7 @@ GROUPS = {
     5: "disk",
     6: "peers",
     7: "no stall",
+    9: "followers",
     BESIDE: "index",
 }
 

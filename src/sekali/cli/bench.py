@@ -26,6 +26,7 @@ class What(StrEnum):
     INDEX = "index"
     LATENCY = "latency"
     READS = "reads"
+    FOLLOW = "follow"
     STALL = "stall"
     PEERS = "peers"
     ALL = "all"

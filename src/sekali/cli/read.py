@@ -15,7 +15,7 @@ from sekali.cli.connect import ApiKeyFile, CaFile, connect
 from sekali.cli.options import Json, Url, load_settings
 from sekali.cli.output import console, error_console, reported_errors, write_json, write_line
 from sekali.client.errors import StreamCut
-from sekali.client.follow import Row, follow, newest_seq, rows
+from sekali.client.follow import Row, follow, rows
 from sekali.client.http import Params, Server
 from sekali.printable import escape_controls
 from sekali.settings import PublisherSettings
@@ -144,14 +144,13 @@ def tail(
             notices.print(Text(f"waiting for the server: {escape_controls(reason)}", style="yellow"))
 
     settings = load_settings(PublisherSettings, aggregator_url=url, api_key_file=api_key_file, ca_file=ca_file)
-    # A server that was never there is more likely a wrong URL than a restart: the first questions are asked once.
+    # A server that was never there is more likely a wrong URL than a restart: the first question is asked once.
     with connect(settings, give_up_after_s=0) as asked_once, reported_errors():
-        log_id = str(asked_once.get_object("/stats").get("log_id"))
-        start = newest_seq(asked_once) if after == "latest" else 0 if after == "earliest" else int(after)
+        asked_once.get_object("/stats")
     with connect(settings, give_up_after_s=math.inf, on_wait=on_wait) as server, reported_errors():
         screen = console()
         try:
-            for found in follow(server, start, topic=topic, log_id=log_id):
+            for found in follow(server, topic=topic, after=after):
                 for row in found:
                     if json:
                         write_line(row.text)

@@ -1,24 +1,32 @@
-"""Follows a log as it grows, by seq, without a gap."""
+"""Follows a log as it grows, in order and without a gap; and takes pages of events apart."""
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from sekali.client.errors import Gone, NotSekali
-from sekali.client.http import Page, Server
+import urllib3
 
-IDLE_FIRST_S = 0.05
-IDLE_LONGEST_S = 1.0
+from sekali.client.backoff import backoff_s
+from sekali.client.errors import NotSekali, StreamCut
+from sekali.client.http import CONNECT_TIMEOUT_S, Page, Params, Server
+from sekali.client.sse import Message, Parser
+
+SILENCE_S = 45.0  # the server has something to say every 15 s
 
 _decode_at = json.JSONDecoder().raw_decode
 
 
 class Row(NamedTuple):
-    """An event, and its JSON text as the server wrote it (numbers read and written again may not be the same)."""
+    """An event, and its JSON text as the server wrote it (numbers read and written again may not be the same).
+
+    Of one that was followed ``id`` is its place in the log, to go on behind it.
+    """
 
     event: dict[str, Any]
     text: str
+    id: str = ""
 
 
 def rows(page: Page) -> list[Row]:
@@ -52,48 +60,64 @@ def _skip(text: str, start: int, characters: str) -> int:
     return start
 
 
-def newest_seq(server: Server) -> int:
-    """Return the seq of the newest event of the log, 0 if it is empty. Raises as ``Server.get`` does."""
-    newest = rows(server.get("/events", {"order": "-seq", "limit": 1}))
-    return int(newest[0].event["seq"]) if newest else 0
-
-
 def follow(
     server: Server,
-    after: int,
     *,
     topic: str | None = None,
-    log_id: str,
+    after: str = "latest",
+    last_event_id: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    random_share: Callable[[], float] = random.random,
 ) -> Iterator[list[Row]]:
-    """Yield the events above the seq ``after``, in order, as they come. Never ends by itself.
+    """Yield events as they are committed, in order, each once. Never ends by itself: a broken connection is made anew.
 
-    ``log_id`` is that of the log that ``after`` is a position of.
+    Args:
+        server: tries to connect as patiently as it is told to.
+        topic: a topic or a pattern.
+        after: where to begin: behind this seq, ``earliest`` or ``latest``.
+        last_event_id: the ``id`` of a row: begin behind that instead.
+        sleep: waits for so many seconds.
+        random_share: random numbers in [0, 1).
 
     Raises:
-        Gone: the server holds another log now, a restored one for instance.
+        Gone: the position is not one of the server's log, which is a restored one for instance.
         ClientError: see ``Server.get``.
 
     """
-    idle_s = IDLE_FIRST_S
+    failures = 0
     while True:
-        params: dict[str, str | int | None] | str | None = {"after": after, "topic": topic}
-        is_idle = True
-        while params is not None:
-            page = server.get("/events", params)
-            found = rows(page)
-            if found:
-                if is_idle:  # a cursor names its log, a seq does not: ask before these are believed
-                    _check_log(server, log_id)
-                after = int(found[-1].event["seq"])
-                is_idle = False
-                yield found
-            params = page.next
-        idle_s = min(idle_s * 2, IDLE_LONGEST_S) if is_idle else IDLE_FIRST_S
-        sleep(idle_s)
+        try:
+            for number, messages in enumerate(_subscribe(server, {"topic": topic, "after": after}, last_event_id)):
+                if messages:
+                    last_event_id = messages[-1].id or last_event_id
+                if found := [_row(message) for message in messages if message.data is not None]:
+                    yield found
+                if number:  # the first that a server says, it says to everybody
+                    failures = 0
+        except StreamCut:
+            pass  # it goes on behind the last event that came whole
+        failures += 1
+        sleep(backoff_s(failures, random_share()))
 
 
-def _check_log(server: Server, log_id: str) -> None:
-    found = server.get_object("/stats").get("log_id")
-    if found != log_id:
-        raise Gone(410, f"{server.url}: the log is another one now (log_id {found}, before {log_id})")
+def _subscribe(server: Server, params: Params, last_event_id: str | None) -> Iterator[list[Message]]:
+    """Yield what one connection brings, as it comes. Ends where the server ends the stream."""
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+    timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=SILENCE_S)
+    parser = Parser()
+    for piece in server.pieces("/subscribe", params, "text/event-stream", headers, timeout=timeout):
+        try:
+            yield parser.feed(piece)
+        except ValueError as error:
+            raise NotSekali(f"the answer is no stream of events ({error}). Check the URL") from None
+
+
+def _row(message: Message) -> Row:
+    text = str(message.data)
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NotSekali(f"an event is not JSON ({error}). Check the URL") from None
+    if not isinstance(event, dict):
+        raise NotSekali("an event is not an object. Check the URL")
+    return Row(event, text, message.id or "")

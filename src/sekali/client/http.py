@@ -170,18 +170,38 @@ class Server:
             Unreachable, Refused, NotSekali, Gone: see ``get``.
 
         """
-        headers = {"Accept": NDJSON}
-        response, _ = self._exchange("GET", path, params=params, headers=headers, preload=False)
+        rest = b""
+        for piece in self.pieces(path, params, NDJSON):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+        if rest:
+            yield rest
+
+    def pieces(
+        self,
+        path: str,
+        params: Params | None,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Iterator[bytes]:
+        """Yield the body of an answer in pieces, as they come. ``options`` are further ones of urllib3's ``urlopen``.
+
+        Raises:
+            StreamCut: it ended early; what was yielded is good.
+            Unreachable, Refused, NotSekali, Gone: see ``get``.
+
+        """
+        asked = {"Accept": media_type, **(headers or {})}
+        response, _ = self._exchange("GET", path, params=params, headers=asked, preload_content=False, **options)
         complete = False
         try:
             if response.status != 200:
                 raise self._failure(response)
-            rest = b""
-            for chunk in response.stream(_STREAM_CHUNK_BYTES):
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from lines
-            if rest:
-                yield rest
+            if not (found := response.headers.get("Content-Type", media_type)).startswith(media_type):
+                raise self._not_sekali(f"content type {found}")
+            while piece := response.read1(_STREAM_CHUNK_BYTES, decode_content=False):
+                yield piece
             complete = True
         except urllib3.exceptions.HTTPError as error:
             raise StreamCut(f"{self.url} cut the stream short: {_reason(error)}") from error
@@ -199,7 +219,7 @@ class Server:
         headers: Mapping[str, str],
         params: Params | str | None = None,
         body: bytes | None = None,
-        preload: bool = True,
+        **options: Any,
     ) -> tuple[urllib3.BaseHTTPResponse, float]:
         """Send a request until the answer is final; return that, and the seconds the last attempt took."""
         patience = Patience(self._give_up_after_s, self._clock, self._random_share)
@@ -210,7 +230,12 @@ class Server:
             started_s = self._clock()
             try:
                 response = self._pool.urlopen(
-                    method, target, body=body, headers=headers, redirect=False, preload_content=preload
+                    method,
+                    target,
+                    body=body,
+                    headers=headers,
+                    redirect=False,
+                    **options,
                 )
                 if response.status not in RETRIED_STATUSES:
                     return response, self._clock() - started_s

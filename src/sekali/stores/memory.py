@@ -9,7 +9,6 @@ from sekali import jsonvalue
 from sekali.event import Batch, Outcome, Verdict
 from sekali.ports import (
     CONFLICT_BYTES_MAX,
-    PAGE_BYTES_MAX,
     Conflict,
     Lifetime,
     Page,
@@ -162,7 +161,7 @@ class MemoryStore:
         page: list[StoredEvent | Unreadable] = []
         size = 0
         for event in events[: query.limit]:
-            if size > PAGE_BYTES_MAX:
+            if size > query.bytes_max:
                 break
             count, at_ns = duplicates.get(event.seq, (0, None))
             page.append(

@@ -286,7 +286,7 @@ def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
     statement = f"FROM events e {scan.index} {_EVENT_JOINS} {where} ORDER BY {scan.order} LIMIT ?"
     try:
         rows = connection.execute(f"SELECT {_EVENT_COLUMNS} {statement}", (*bindings, query.limit + 1))
-        found, is_cut = _take(rows, query.limit)
+        found, is_cut = _take(rows, query)
         events, cut_at = _checked(found), Position(found[-1][0], found[-1][3]) if is_cut else None
     except DAMAGE:  # find out which row, and give the others
         rows = connection.execute(f"SELECT e.seq, e.timestamp_ns {statement}", (*bindings, query.limit + 1))
@@ -319,12 +319,12 @@ def _where(conditions: list[tuple[str, Any]]) -> tuple[str, tuple[Any, ...]]:
     return "WHERE " + " AND ".join(text for text, _ in conditions), tuple(bindings)
 
 
-def _take(rows: Iterator[Any], limit: int) -> tuple[list[Any], bool]:
+def _take(rows: Iterator[Any], query: Query) -> tuple[list[Any], bool]:
     """Take rows up to the page's limits; also tell whether there was one more."""
     found: list[Any] = []
     size = 0
     for row in rows:
-        if len(found) == limit or size > PAGE_BYTES_MAX:
+        if len(found) == query.limit or size > query.bytes_max:
             return found, True
         found.append(row)
         size += len(row[_PAYLOAD])
