@@ -7,17 +7,22 @@ from typing import Any
 import msgspec
 
 from batches import batch, commit, read_all
-from sekali.ports import EventStore, Query
+from sekali.ports import EventStore, Query, SourceQuery
 from sekali.stores.high_water import mark_name
 
 
 def fill(store: EventStore) -> None:
-    """Put a little of everything into an empty store: topics, sources, odd payloads, duplicates, conflicts."""
-    commit(
-        store,
-        batch(("app/a", "1", b'{"n":1}', "host-1"), ("app/a", "2", b'"caf\xc3\xa9"', "host-2"), ("app/b", "1", b"1e0")),
-        batch(("app/a", "3", b"[1, 2.50]"), ("sensor", "\u00e9", b"null", "caf\u00e9"), ("sensor", "z" * 512, b"{}")),
+    """Put a little of everything into an empty store: topics, sources, odd payloads, numbers, duplicates, conflicts."""
+    first = batch(
+        ("app/a", "1", b'{"n":1}', "host-1"), ("app/a", "2", b'"caf\xc3\xa9"', "host-2"), ("app/b", "1", b"1e0")
     )
+    second = batch(
+        ("app/a", "3", b"[1, 2.50]"),
+        ("sensor", "\u00e9", b"null", "caf\u00e9"),
+        ("sensor", "z" * 512, b"{}", "caf\u00e9"),
+    )
+    first.source_seqs, second.source_seqs = [1, 2**63 - 1, None], [None, -3, 5]
+    commit(store, first, second)
     commit(store, batch(("app/a", "1", b'{"n": 1}', "host-1"), ("app/b", "1", b"2"), ("app/b", "1", b"3")))
     commit(store, batch(("app/b", "1", b"1.0"), ("app/b", "1", b"2"), ("app/c", "1", b"true")))
 
@@ -29,6 +34,7 @@ def contents(store: EventStore) -> Any:
         "by time": read_all(store, Query(topic="app/**")),
         "topics": store.topics("", 100),
         "conflicts": store.conflicts(0, 100),
+        "sources": store.sources(SourceQuery()),
         "summary": store.summary(),
     }
     found = msgspec.to_builtins(seen)

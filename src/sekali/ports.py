@@ -15,6 +15,8 @@ from sekali.event import Batch, Verdict
 PAGE_BYTES_MAX = 8 * 1024 * 1024
 PAGE_EVENTS_MAX = 10_000
 CONFLICT_BYTES_MAX = 64 * 1024 * 1024
+MISSING_RANGES_MAX = 100  # listed of one source
+PAGE_RANGES_MAX = 100_000  # listed on one page of sources; with more it ends
 
 
 class Order(StrEnum):
@@ -111,6 +113,50 @@ class TopicInfo(msgspec.Struct, frozen=True):
     first_seq: int
     last_seq: int
     last_timestamp_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceQuery:
+    """Which sources a reader wants, and about which of their numbers it asks.
+
+    ``topic`` is a topic or a pattern. ``after`` is the topic and source that the last page ended with. ``first`` and
+    ``last`` are the numbers asked about, both inclusive; without them it is from the lowest to the highest that came.
+    Where one is given and the other is not, the range holds at least the one that is.
+    """
+
+    topic: str | None = None
+    source: str | None = None
+    first: int | None = None
+    last: int | None = None
+    after: tuple[str, str] = ("", "")
+    limit: int = 1000
+    readable: Readable = None
+
+    def range_of(self, lowest: int, highest: int) -> tuple[int, int]:
+        """Return first and last number asked about, of a source of which these came."""
+        first = min(lowest, highest if self.last is None else self.last) if self.first is None else self.first
+        return first, max(highest, first) if self.last is None else self.last
+
+
+class SourceInfo(msgspec.Struct, frozen=True):
+    """What came of a source that numbers its events (``source_seq``) in a topic.
+
+    ``lowest`` and ``highest`` are of all that came. Of the numbers asked about, ``received`` came and ``missing`` did
+    not; ``missing_ranges`` are the first ``MISSING_RANGES_MAX`` of ``missing_ranges_count``, each with its first and
+    last number. ``repeated`` events had a number that another event had before, and ``unnumbered`` ones had none,
+    though the source had numbered others before.
+    """
+
+    topic: str
+    source: str
+    lowest: int
+    highest: int
+    received: int
+    missing: int
+    missing_ranges: list[tuple[int, int]]
+    missing_ranges_count: int
+    repeated: int
+    unnumbered: int
 
 
 class Conflict(msgspec.Struct, frozen=True):
@@ -217,6 +263,12 @@ class EventStore(Protocol):
 
         A variant is kept once per (seq, content). Beyond ``CONFLICT_BYTES_MAX`` in all the oldest go first; the
         counters keep them.
+        """
+
+    def sources(self, query: SourceQuery) -> list[SourceInfo]:
+        """Return sources that number their events, by topic and source, at most ``query.limit``.
+
+        The list also ends once its sources list more than ``PAGE_RANGES_MAX`` ranges in all.
         """
 
     def summary(self, readable: Readable = None) -> Summary:

@@ -12,9 +12,19 @@ import pytest
 from batches import CONFLICT, DUPLICATE, INVALID, STORED, batch, commit, publish, read_all
 from indexes import weak_hashes
 from sekali.errors import CommitUnknown
-from sekali.event import Verdict
-from sekali.ports import EventStore, Lifetime, Order, Position, Query, StoredEvent
-from sekali.stores import sqlite_read
+from sekali.event import Batch, Verdict
+from sekali.ports import (
+    MISSING_RANGES_MAX,
+    EventStore,
+    Lifetime,
+    Order,
+    Position,
+    Query,
+    SourceInfo,
+    SourceQuery,
+    StoredEvent,
+)
+from sekali.stores import memory, sqlite_read, sqlite_source_pages
 from sekali.stores.memory import MemoryStore
 from sekali.stores.sqlite import SqliteStore
 from sekali.testing import DuplicatingStore, FailingStore, FakeClock
@@ -323,6 +333,180 @@ class TestTopics:
         publish(store, *[(f"t{number}", "1") for number in range(TOPICS_MAX - 1)])
         one, two = commit(store, batch(("x", "1")), batch(("y", "1"), ("x", "2")))
         assert [verdict.outcome for verdict in one + two] == [STORED, INVALID, STORED]
+
+
+def numbered(*rows: tuple[str, str, str, int | None]) -> Batch:
+    """Build a batch from (topic, event_id, source, source_seq)."""
+    made = batch(*[(topic, event_id, b"{}", source) for topic, event_id, source, _ in rows])
+    made.source_seqs = [source_seq for *_, source_seq in rows]
+    return made
+
+
+# First and last number asked about, how many came and what is missing, where 1, 2, 5, 6, 7 and 10 are stored.
+ASKED: list[tuple[int | None, int | None, int, list[tuple[int, int]]]] = [
+    (None, None, 6, [(3, 4), (8, 9)]),
+    (1, 10, 6, [(3, 4), (8, 9)]),
+    (1, 11, 6, [(3, 4), (8, 9), (11, 11)]),
+    (1, 2, 2, []),
+    (2, 2, 1, []),
+    (2, 3, 1, [(3, 3)]),
+    (3, 4, 0, [(3, 4)]),
+    (4, 4, 0, [(4, 4)]),
+    (4, 8, 3, [(4, 4), (8, 8)]),
+    (5, 7, 3, []),
+    (6, 6, 1, []),
+    (8, 11, 1, [(8, 9), (11, 11)]),
+    (-5, 0, 0, [(-5, 0)]),
+    (-5, 1, 1, [(-5, 0)]),
+    (-5, 20, 6, [(-5, 0), (3, 4), (8, 9), (11, 20)]),
+    (11, 20, 0, [(11, 20)]),
+    (0, None, 6, [(0, 0), (3, 4), (8, 9)]),
+    (6, None, 3, [(8, 9)]),
+    (12, None, 0, [(12, 12)]),
+    (None, 12, 6, [(3, 4), (8, 9), (11, 12)]),
+    (None, 3, 2, [(3, 3)]),
+    (None, 0, 0, [(0, 0)]),
+]
+
+
+class TestSources:
+    """What came of the numbers that sources give to their events."""
+
+    def count(self, store: EventStore, source: str, *numbers: int | None, topic: str = "a") -> None:
+        """Store an event for each number, with an id of its own, in one commit."""
+        head = store.summary().head
+        commit(store, numbered(*[(topic, f"{head}-{place}", source, n) for place, n in enumerate(numbers)]))
+
+    def only(self, store: EventStore, first: int | None = None, last: int | None = None) -> SourceInfo:
+        (info,) = store.sources(SourceQuery(first=first, last=last))
+        return info
+
+    def test_without_numbers_there_are_none(self, store: EventStore) -> None:
+        publish(store, ("a", "1"), ("a", "2", b"{}", "host"))
+        assert store.sources(SourceQuery()) == []
+
+    def test_in_order_nothing_is_missing(self, store: EventStore) -> None:
+        for start in (1, 4, 7):
+            self.count(store, "s", start, start + 1, start + 2)
+        assert self.only(store) == SourceInfo("a", "s", 1, 9, 9, 0, [], 0, 0, 0)
+
+    def test_what_is_missing_and_what_comes_late(self, store: EventStore) -> None:
+        self.count(store, "s", 10, 3, 4, 12)
+        assert self.only(store) == SourceInfo("a", "s", 3, 12, 4, 6, [(5, 9), (11, 11)], 2, 0, 0)
+        self.count(store, "s", 6, 9)
+        assert self.only(store).missing_ranges == [(5, 5), (7, 8), (11, 11)]
+        self.count(store, "s", 11, 8, 5, 1)
+        assert self.only(store) == SourceInfo("a", "s", 1, 12, 10, 2, [(2, 2), (7, 7)], 2, 0, 0)
+        self.count(store, "s", 7, 2)
+        assert self.only(store) == SourceInfo("a", "s", 1, 12, 12, 0, [], 0, 0, 0)
+
+    def test_an_event_that_is_sent_again_counts_once_whatever_number_it_has_then(self, store: EventStore) -> None:
+        first = numbered(("a", "x", "s", 1), ("a", "y", "s", 2))
+        commit(store, first)
+        assert [verdict.outcome for verdict in commit(store, first)[0]] == [DUPLICATE, DUPLICATE]
+        assert commit(store, numbered(("a", "x", "s", 3)))[0][0].outcome is DUPLICATE
+        assert commit(store, numbered(("a", "y", "other", 9)))[0][0].outcome is CONFLICT
+        assert self.only(store) == SourceInfo("a", "s", 1, 2, 2, 0, [], 0, 0, 0)
+
+    def test_a_number_of_two_events_is_repeated(self, store: EventStore) -> None:
+        self.count(store, "s", 1, 2, 2)
+        self.count(store, "s", 1, 3)
+        assert self.only(store) == SourceInfo("a", "s", 1, 3, 3, 0, [], 0, 2, 0)
+
+    def test_events_without_a_number_count_from_the_first_with_one(self, store: EventStore) -> None:
+        self.count(store, "s", None, None)
+        self.count(store, "s", None, 1, None)
+        self.count(store, "s", None)
+        self.count(store, "other", None)
+        self.count(store, "s", None, topic="b")
+        self.count(store, "s", None, 2, None)
+        assert self.only(store) == SourceInfo("a", "s", 1, 2, 2, 0, [], 0, 0, 4)
+
+    def test_two_groups_prepared_before_the_first_is_committed(self, store: EventStore) -> None:
+        groups = [[("a", f"{number}", "s", n)] for number, n in enumerate((1, 3, None, 2, 3))]
+        store.commit([store.prepare([numbered(*group)]) for group in groups])
+        assert self.only(store) == SourceInfo("a", "s", 1, 3, 3, 0, [], 0, 1, 1)
+
+    def test_numbers_at_the_ends_of_their_range(self, store: EventStore) -> None:
+        low, high = -(2**63), 2**63 - 1
+        self.count(store, "s", high, low)
+        assert self.only(store) == SourceInfo("a", "s", low, high, 2, 2**64 - 2, [(low + 1, high - 1)], 1, 0, 0)
+        self.count(store, "s", low + 1, -1, high - 1, high)
+        info = self.only(store)
+        assert info.missing_ranges == [(low + 2, -2), (0, high - 2)]
+        assert (info.received, info.missing, info.repeated) == (5, 2**64 - 5, 1)
+        assert self.only(store, low, low) == SourceInfo("a", "s", low, high, 1, 0, [], 0, 1, 0)
+        assert self.only(store, high, high).missing == 0 and self.only(store, 0, 0).missing_ranges == [(0, 0)]
+
+    def test_the_numbers_asked_about(self, store: EventStore) -> None:
+        self.count(store, "s", 1, 2, 5, 6, 7, 10)
+        for first, last, received, missing in ASKED:
+            info = self.only(store, first, last)
+            assert (info.lowest, info.highest) == (1, 10)
+            assert (info.received, info.missing_ranges) == (received, missing), (first, last)
+            assert info.missing_ranges_count == len(missing)
+            assert info.missing == sum(end - begin + 1 for begin, end in missing)
+
+    def test_many_missing_ranges_are_counted_and_the_first_of_them_listed(self, store: EventStore) -> None:
+        self.count(store, "s", *range(0, 500, 2))
+        info = self.only(store)
+        assert info.missing_ranges == [(n, n) for n in range(1, 2 * MISSING_RANGES_MAX, 2)]
+        assert (info.missing_ranges_count, info.missing) == (249, 249)
+        rest = self.only(store, info.missing_ranges[-1][1] + 1, 498)
+        assert (rest.missing_ranges[0], rest.missing_ranges_count) == ((201, 201), 149)
+
+    @pytest.fixture
+    def several(self, store: EventStore) -> EventStore:
+        for topic, source in product(["b", "a/b", "a"], ["x", "", "\u00e9", "X"]):
+            self.count(store, source, 1, 3, topic=topic)
+        self.count(store, "without", None, topic="a")
+        return store
+
+    def test_listing(self, several: EventStore) -> None:
+        queries = [
+            SourceQuery(topic=topic, source=source, readable=readable)
+            for topic, source, readable in (
+                *product([None, "a", "a/*", "**", "nothing"], [None, "", "x", "without"], [None]),
+                *product([None, "a", "b", "*"], [None, "x"], [(), ("a",), ("a/**",), ("b", "nothing/*")]),
+            )
+        ]
+        for query, limit in product(queries, [1, 2, 5, 12, 100]):
+            expected = [
+                (topic, source)
+                for topic, source in product(["a", "a/b", "b"], ["", "X", "x", "\u00e9"])
+                if (query.topic is None or matches(query.topic, topic))
+                and query.source in {None, source}
+                and may_read(topic, query.readable)
+            ]
+            found: list[tuple[str, str]] = []
+            while page := several.sources(replace(query, limit=limit, after=found[-1] if found else ("", ""))):
+                found += [(info.topic, info.source) for info in page]
+                assert len(page) == limit or len(found) == len(expected)
+                assert all(info.missing_ranges == [(2, 2)] for info in page)
+            assert found == expected, query
+
+    def test_positions_need_not_exist(self, several: EventStore) -> None:
+        assert [info.topic for info in several.sources(SourceQuery(after=("a", "z")))][:2] == ["a", "a/b"]
+        assert several.sources(SourceQuery(after=("c", ""))) == []
+        assert several.sources(SourceQuery(topic="a", after=("b", ""))) == []
+
+    def test_a_page_ends_with_many_ranges(self, several: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (memory, sqlite_source_pages):
+            monkeypatch.setattr(module, "PAGE_RANGES_MAX", 2)
+        assert len(several.sources(SourceQuery())) == 3
+        assert len(several.sources(SourceQuery(first=0, last=5))) == 1
+
+    def test_after_a_failed_commit_the_numbers_are_those_that_are_stored(self, store: EventStore) -> None:
+        self.count(store, "s", 1)
+        for after_commit in (False, True):
+            failing = FailingStore(store, failures_left=1, after_commit=after_commit)
+            again = numbered(("b", f"{after_commit}", "s", int(after_commit)))
+            with pytest.raises(CommitUnknown):
+                commit(failing, again)
+            failing.recover()
+            commit(failing, again)
+        self.count(store, "s", None, topic="b")
+        assert store.sources(SourceQuery(topic="b")) == [SourceInfo("b", "s", 0, 1, 2, 0, [], 0, 0, 1)]
 
 
 class TestReading:

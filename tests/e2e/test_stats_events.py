@@ -251,21 +251,32 @@ def test_event_has_its_fields_as_published(corpus: Corpus) -> None:
         assert _time_ns(read["timestamp"]) == sent["time_ns"]
 
 
-def test_paging_by_time_while_late_events_arrive(http: Client) -> None:
-    """Each event that was there is seen once; of those that come, the ones ahead of the reader and not those behind."""
-    http.publish([event("late", f"{n}", timestamp=f"2026-11-23T10:15:{n // 2:02}Z") for n in range(40)])
-    seen: list[str] = []
-    for number, page in enumerate(http.pages("/events", topic="late", order="timestamp", limit=3)):
-        seen += [one["event_id"] for one in page]
-        http.publish(
-            [
-                event("late", f"behind-{number}", timestamp="2026-11-23T10:14:00Z"),
-                event("late", f"ahead-{number}", timestamp="2026-11-23T10:15:55.5Z"),
-            ]
-            if number < 5
-            else []
-        )
-    assert sorted(seen) == sorted([f"{n}" for n in range(40)] + [f"ahead-{n}" for n in range(5)])
+@pytest.mark.parametrize("order", ["timestamp", "-timestamp"])
+def test_pages_by_time_are_those_of_the_moment_of_the_first(http: Client, order: str) -> None:
+    """What comes late, behind the reader, ahead of it or at a time that others have, is on no page and moves none."""
+    root = f"late{order}"
+    http.publish([event(f"{root}/a", f"{n}", timestamp=f"2026-11-23T10:15:{n // 2:02}Z") for n in range(40)])
+    late = [f"2026-11-23T10:{time}Z" for time in ("14:00", "15:00", "15:09", "15:19", "16:00")]
+    for query in ({"topic": f"{root}/**"}, {"topic": f"{root}/**", "source": "test"}, {"topic": f"{root}/a"}):
+        expected = http.events(order=order, **query)
+        pages = []
+        for number, page in enumerate(http.pages("/events", order=order, limit=3, **query)):
+            pages.append(page)
+            http.publish([event(f"{root}/a", f"{len(expected)} {number} {at}", timestamp=at) for at in late])
+        assert [one for page in pages for one in page] == expected
+        assert [len(page) for page in pages[:-1]] == [3] * (len(pages) - 1) and len(pages) > 13
+        assert len(http.events(order=order, **query)) == len(expected) + len(late) * len(pages), "they did arrive"
+
+
+@pytest.mark.parametrize("order", ["timestamp", "-timestamp"])
+def test_a_stream_behind_a_page_by_time_ends_where_the_pages_do(http: Client, order: str) -> None:
+    topic = f"pages-and-stream/{order}"
+    http.publish([event(topic, f"{n}", timestamp=f"2026-11-23T10:15:{n:02}Z") for n in range(5)])
+    first = http.get("/events", topic=topic, order=order, limit=2)
+    http.publish([event(topic, f"late {n}", timestamp=f"2026-11-23T10:15:{n:02}.5Z") for n in range(5)])
+    rest = http.request("GET", str(first.next), headers={"Accept": "application/x-ndjson"}).data
+    seen = [one["event_id"] for one in [*first.json(), *map(json.loads, rest.splitlines())]]
+    assert seen == [f"{n}" for n in (reversed(range(5)) if order.startswith("-") else range(5))]
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from batches import commit, read_all
 from sekali.event import Batch
-from sekali.ports import EventStore, Order, Query
+from sekali.ports import EventStore, Order, Query, SourceQuery
 from sekali.stores.identity import HashIdentities, hash_identities
 from sekali.stores.memory import MemoryStore
 from sekali.stores.sqlite import SqliteStore
@@ -29,7 +29,8 @@ payloads = st.sampled_from([b"1", b"1.0", b"true", b'{"a":1,"b":2}', b'{"b":2.0,
 sources = st.sampled_from(["", "host"])
 times = st.integers(-3, 3)
 readables = st.none() | st.lists(st.sampled_from(["a", "a/*", "a/**", "**/c", "b", "**", "t5"]), max_size=3).map(tuple)
-events = st.tuples(topics, event_ids, payloads, sources, times, st.none() | st.integers(-(2**63), 2**63 - 1))
+numbers = st.integers(-2, 6) | st.integers(-(2**63), 2**63 - 1)
+events = st.tuples(topics, event_ids, payloads, sources, times, st.none() | numbers)
 batches = st.lists(events, max_size=6)
 
 
@@ -164,6 +165,30 @@ class StoreMachine(RuleBasedStateMachine):
         ours, theirs = self.store.summary(readable), self.model.summary(readable)
         assert (ours.head, ours.topics_count, ours.lifetime) == (theirs.head, theirs.topics_count, theirs.lifetime)
 
+    @rule(
+        topic=st.none() | st.sampled_from(["a", "a/*", "**"]),
+        source=st.none() | sources,
+        first=st.none() | numbers,
+        last=st.none() | numbers,
+        after=st.tuples(topics, sources),
+        limit=st.integers(1, 4),
+        readable=readables,
+    )
+    def sources(
+        self,
+        topic: str | None,
+        source: str | None,
+        first: int | None,
+        last: int | None,
+        after: tuple[str, str],
+        limit: int,
+        readable: tuple[str, ...] | None,
+    ) -> None:
+        if first is not None and last is not None:
+            first, last = min(first, last), max(first, last)
+        query = SourceQuery(topic, source, first, last, after, limit, readable)
+        assert self.store.sources(query) == self.model.sources(query)
+
     @rule(topic=topics, asked=st.lists(event_ids, max_size=4))
     def missing(self, topic: str, asked: list[str]) -> None:
         assert self.store.missing(topic, asked) == self.model.missing(topic, asked)
@@ -173,6 +198,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert read_all(self.store, Query()) == read_all(self.model, Query())
         assert self.store.topics("", 10) == self.model.topics("", 10)
         assert self.store.conflicts(0, 100) == self.model.conflicts(0, 100)
+        assert self.store.sources(SourceQuery()) == self.model.sources(SourceQuery())
         ours, theirs = self.store.summary(), self.model.summary()
         assert (ours.head, ours.topics_count, ours.lifetime) == (theirs.head, theirs.topics_count, theirs.lifetime)
 

@@ -22,7 +22,7 @@ from sekali.testing import FakeClock
 from stored import contents
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "stores"
-VERSIONS = range(1, SCHEMA_VERSION + 1)
+VERSIONS = range(1, SCHEMA_VERSION)  # of which there is a fixture; the newest gets one when it is released
 
 
 def fixture(version: int, tmp_path: Path) -> Path:
@@ -30,7 +30,8 @@ def fixture(version: int, tmp_path: Path) -> Path:
 
 
 def expected(version: int) -> Any:
-    return json.loads((FIXTURES / f"schema-{version}.json").read_bytes())
+    """Return what a fixture holds. Before schema 3 nobody knew of sources, and no event had a number."""
+    return {"sources": []} | json.loads((FIXTURES / f"schema-{version}.json").read_bytes())
 
 
 def open_store(path: Path) -> SqliteStore:
@@ -85,7 +86,7 @@ def test_an_older_file_is_brought_up_to_date_and_goes_on(version: int, tmp_path:
     assert columns(path) == columns(new)
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_step_that_fails_leaves_the_file_as_it_was(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +118,7 @@ def test_what_was_damaged_before_checksums_is_not_called_whole(tmp_path: Path) -
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    path = fixture(SCHEMA_VERSION, tmp_path)
+    path = fixture(VERSIONS[-1], tmp_path)
     connection = apsw.Connection(str(path))
     connection.pragma("user_version", SCHEMA_VERSION + 1)
     connection.close()

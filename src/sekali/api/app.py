@@ -16,8 +16,9 @@ from sekali.api import models
 from sekali.api.access import REFUSALS, Access
 from sekali.api.body import Disconnected, Receive, Scope, Send
 from sekali.api.headers import secured
+from sekali.api.parameters import GRANT
 from sekali.api.problems import Answer, Kind, Problem, problem_of
-from sekali.api.read import GRANT, Reading, StreamCut
+from sekali.api.read import Reading, StreamCut
 from sekali.api.subscribe import Subscribing
 from sekali.errors import SekaliError
 

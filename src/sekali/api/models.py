@@ -116,6 +116,22 @@ class Topic(BaseModel):
     last_event_time: str
 
 
+class Source(BaseModel):
+    """What came of a source that numbers its events (`source_seq`) in a topic, and what did not."""
+
+    topic: str
+    source: str
+    lowest: int = Field(description="The lowest number that ever came.")
+    highest: int = Field(description="The highest number that ever came.")
+    received: int = Field(description="Of the numbers asked about, those that came.")
+    missing: int = Field(description="Of the numbers asked about, those that did not come.")
+    complete: bool = Field(description="Nothing is missing.")
+    missing_ranges: list[tuple[int, int]] = Field(description="First and last number of each; the first hundred.")
+    missing_ranges_count: int
+    repeated: int = Field(description="Events with a number that another event had before.")
+    unnumbered: int = Field(description="Events without a number, after the first with one.")
+
+
 class Conflict(BaseModel):
     """A variant refused because its identity was taken. ``seq`` is that of the event that stays."""
 
@@ -246,6 +262,7 @@ SUBSCRIBE: dict[str, Any] = {
     },
 }
 TOPICS = _listing(Topic, "One page of topics.")
+SOURCES = _listing(Source, "One page of sources that number their events.")
 CONFLICTS = _listing(Conflict | UnreadableRow, "One page of refused variants.")
 STATS: dict[str, Any] = {
     "response_model": None,

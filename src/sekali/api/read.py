@@ -6,7 +6,6 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request
@@ -14,23 +13,25 @@ from fastapi.responses import Response
 
 from sekali import ports
 from sekali.api import models, wire
-from sekali.api.access import Access, require_everything, require_reader, require_topic
+from sekali.api.access import Access, require_everything, require_topic
 from sekali.api.body import Body, ByteBudget, Receive, Scope, Send, header, read_whole
 from sekali.api.connections import Connections
 from sekali.api.negotiation import is_ndjson
+from sekali.api.paging import begin, page_of_events, page_response
+from sekali.api.parameters import GRANT, Cursor, Limit, Source, Topic, reader_of, require_readable
 from sekali.api.problems import Kind, Problem
+from sekali.api.sources import Sources
 from sekali.consumer import Consumer
 from sekali.errors import InvalidQuery, StoreBroken
 from sekali.event import Outcome, event_id_fault
 from sekali.keys import Grant
 from sekali.metrics import Metrics
-from sekali.ports import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, EventStore, Order, Position, Summary
+from sekali.ports import PAGE_BYTES_MAX, EventStore, Order, Position
 from sekali.settings import ServerSettings
 from sekali.timestamps import parse_timestamp
-from sekali.topics import is_pattern, pattern_fault, topic_fault
+from sekali.topics import is_pattern, topic_fault
 
 NDJSON = "application/x-ndjson"
-GRANT = "sekali.grant"  # in the ASGI scope: what the sender may do
 TAKEN = "taken"  # in a request's state: wait until the client has taken what was sent to it
 CONNECTION = "connection"  # in a request's state: what carries it and its answer
 Taken = Callable[[], Awaitable[bool]]  # False: it has left
@@ -108,6 +109,7 @@ class Reading:
             ("/metrics", self.metrics, models.METRICS),
         ):
             self.router.add_api_route(path, endpoint, methods=["GET"], **extra)
+        self.router.include_router(Sources(store, self._read).router)
         self.router.add_api_route("/exists", self.exists, methods=["POST"], **models.EXISTS)
 
     async def _read(self, read: Callable[[], _Result]) -> _Result:
@@ -118,20 +120,21 @@ class Reading:
     async def events(
         self,
         request: Request,
-        topic: Annotated[str | None, Query(description="A topic, or a pattern: `*` one segment, `**` any.")] = None,
-        source: Annotated[str | None, Query(description="Exactly this source.")] = None,
+        topic: Topic = None,
+        source: Source = None,
         since: Annotated[str | None, Query(description="Event time, inclusive, RFC 3339.")] = None,
         until: Annotated[str | None, Query(description="Event time, exclusive, RFC 3339.")] = None,
         after: Annotated[int, Query(ge=0, le=2**63 - 1, description="Only events with a higher seq.")] = 0,
         event_id: Annotated[str | None, Query(description="Exactly this id; with an exact topic.")] = None,
         order: Annotated[Order, Query(description="By seq or by event time; `-` newest first.")] = Order.SEQ,
-        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Events in one page.")] = 1000,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        limit: Limit = 1000,
+        cursor: Cursor = None,
     ) -> Response:
         """Events that match all conditions, as a page (JSON array) or as a stream of everything (NDJSON)."""
-        grant = reader(request)
+        grant = reader_of(request)
+        require_readable(grant, topic)
         query = ports.Query(
-            topic=topic_or_pattern(topic),
+            topic=topic,
             source=source,
             since_ns=_time("since", since),
             until_ns=_time("until", until),
@@ -141,31 +144,18 @@ class Reading:
             limit=limit,
             readable=grant.readable,
         )
-        if topic is not None and not is_pattern(topic):
-            require_topic(grant, topic)
         if _wants_ndjson(request):
-            query, summary = await self._read(lambda: self._begin(query, cursor))
+            query, summary = await self._read(lambda: begin(self._store, query, cursor))
+            up_to = summary.head if query.up_to is None else query.up_to
             taken = request.scope["state"][TAKEN]
-            query = replace(query, limit=STREAM_PAGE_EVENTS, up_to=summary.head)
+            query = replace(query, limit=STREAM_PAGE_EVENTS, up_to=up_to)
             return _Stream(partial(self._stream, query, grant, taken))
 
-        def read() -> tuple[bytes, list[int] | None, Summary]:
-            placed, summary = self._begin(query, cursor)
-            page = self._store.read(placed)
-            position = None if page.next is None else [page.next.seq, page.next.timestamp_ns]
-            return wire.events_json(page.events), position, summary
+        def read() -> tuple[bytes, wire.Cursor | None]:
+            page, following = page_of_events(self._store, query, cursor)
+            return wire.events_json(page.events), following
 
-        return _page_response(request, _listing(query), *await self._read(read))
-
-    def _begin(self, query: ports.Query, cursor: str | None) -> tuple[ports.Query, Summary]:
-        """Put a query behind its cursor, if that is of this log."""
-        summary = self._store.summary(query.readable)
-        wire.require_not_above_head(query.after, summary)
-        if cursor is not None:
-            seq, timestamp_ns = wire.open_cursor(cursor, _listing(query), (int, int), summary).position
-            assert isinstance(seq, int) and isinstance(timestamp_ns, int)
-            query = replace(query, position=Position(seq, timestamp_ns))
-        return query, summary
+        return page_response(request, *await self._read(read))
 
     async def _stream(self, query: ports.Query, grant: Grant, taken: Taken, write: Write) -> None:
         """Write everything that matches, page by page; each page is a short transaction of its own.
@@ -192,41 +182,43 @@ class Reading:
     async def topics(
         self,
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Topics in one page.")] = 1000,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        limit: Limit = 1000,
+        cursor: Cursor = None,
     ) -> Response:
         """Topics by name, with what each holds."""
-        readable = reader(request).readable
+        readable = reader_of(request).readable
 
-        def read() -> tuple[bytes, list[str] | None, Summary]:
+        def read() -> tuple[bytes, wire.Cursor | None]:
             summary = self._store.summary(readable)
             after = "" if cursor is None else wire.open_cursor(cursor, "topics", (str,), summary).position[0]
             topics = self._store.topics(str(after), limit, readable)
-            return wire.topics_json(topics), [topics[-1].topic] if len(topics) == limit else None, summary
+            full = len(topics) == limit
+            return wire.topics_json(topics), wire.cursor(summary, "topics", topics[-1].topic) if full else None
 
-        return _page_response(request, "topics", *await self._read(read))
+        return page_response(request, *await self._read(read))
 
     async def conflicts(
         self,
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Variants in one page.")] = 1000,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        limit: Limit = 1000,
+        cursor: Cursor = None,
     ) -> Response:
         """Variants that were refused because their identity was taken, oldest first."""
-        readable = reader(request).readable
+        readable = reader_of(request).readable
 
-        def read() -> tuple[bytes, list[int] | None, Summary]:
+        def read() -> tuple[bytes, wire.Cursor | None]:
             summary = self._store.summary(readable)
             after = 0 if cursor is None else wire.open_cursor(cursor, "conflicts", (int,), summary).position[0]
             conflicts = self._store.conflicts(int(after), limit, readable)
             full = len(conflicts) == limit or sum(len(conflict.payload) for conflict in conflicts) > PAGE_BYTES_MAX
-            return wire.conflicts_json(conflicts), [conflicts[-1].number] if full else None, summary
+            following = wire.cursor(summary, "conflicts", conflicts[-1].number) if full else None
+            return wire.conflicts_json(conflicts), following
 
-        return _page_response(request, "conflicts", *await self._read(read))
+        return page_response(request, *await self._read(read))
 
     async def exists(self, request: Request) -> Response:
         """Which of these ids does the topic not hold yet? A publisher resumes with those after an outage."""
-        settings, grant = self._settings, reader(request)
+        settings, grant = self._settings, reader_of(request)
         if is_ndjson(header(request.scope, b"content-type")):
             raise Problem(Kind.MEDIA, "ask with application/json, one question in a request")
         with Body(self._budget, settings.body_bytes_max) as body:
@@ -237,7 +229,7 @@ class Reading:
 
     async def stats(self, request: Request) -> Response:
         """The figures of this process and of the log; for a key that may not read everything, those of its topics."""
-        readable = reader(request).readable
+        readable = reader_of(request).readable
         summary, topics = await self._read(
             lambda: (self._store.summary(readable), self._store.topics("", STATS_TOPICS_MAX, readable))
         )
@@ -301,18 +293,6 @@ class Reading:
         return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def reader(request: Request) -> Grant:
-    """Return what the sender may do, which has to be reading something.
-
-    Raises:
-        Problem: 403.
-
-    """
-    grant: Grant = request.scope[GRANT]
-    require_reader(grant)
-    return grant
-
-
 async def _each_parameter_once(request: Request) -> None:
     """Refuse what another program may read otherwise: FastAPI takes the last of several."""
     for name in request.query_params:
@@ -324,31 +304,10 @@ def _json(document: Any) -> Response:
     return Response(msgspec.json.encode(document), media_type="application/json")
 
 
-def _page_response(
-    request: Request, listing: str, body: bytes, position: list[int] | list[str] | None, summary: Summary
-) -> Response:
-    headers = {}
-    if position is not None:
-        cursor = wire.Cursor(summary.log_id, summary.head, listing, list(position)).token()
-        parameters = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-        headers["Link"] = f'<{request.url.path}?{urlencode([*parameters, ("cursor", cursor)])}>; rel="next"'
-    return Response(body, media_type="application/json", headers=headers)
-
-
-def _listing(query: ports.Query) -> str:
-    return f"events by {query.order.value}"
-
-
 def _wants_ndjson(request: Request) -> bool:
     """Whether to stream. A client of an HTTP before 1.1 does not know chunks and gets pages, whatever it asks for."""
     media_types = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
     return NDJSON in media_types and request.scope["http_version"] == "1.1"
-
-
-def topic_or_pattern(topic: str | None) -> str | None:
-    if topic is not None and (fault := pattern_fault(topic)) is not None:
-        raise InvalidQuery("topic", fault)
-    return topic
 
 
 def _time(parameter: str, text: str | None) -> int | None:

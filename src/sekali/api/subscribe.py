@@ -16,15 +16,15 @@ from fastapi.responses import Response
 
 from sekali import ports
 from sekali.api import models, wire
-from sekali.api.access import Access, require_topic
+from sekali.api.access import Access
 from sekali.api.body import Receive, Scope, Send
-from sekali.api.read import CONNECTION, StreamCut, reader, topic_or_pattern
+from sekali.api.parameters import Topic, reader_of, require_readable
+from sekali.api.read import CONNECTION, StreamCut
 from sekali.errors import InvalidQuery, SekaliError
 from sekali.feed import Feed, Follower
 from sekali.keys import Grant
 from sekali.metrics import Ending, Metrics
 from sekali.ports import EventStore, Position
-from sekali.topics import is_pattern
 
 HEARTBEAT_S = 15.0
 LOOK_INTERVAL_S = 1.0
@@ -89,7 +89,7 @@ class Subscribing:
     async def subscribe(
         self,
         request: Request,
-        topic: Annotated[str | None, Query(description="A topic, or a pattern: `*` one segment, `**` any.")] = None,
+        topic: Topic = None,
         after: Annotated[
             str, Query(description="Where to begin: behind this seq, `earliest`, or `latest`: with what comes now.")
         ] = "latest",
@@ -98,10 +98,8 @@ class Subscribing:
         ] = None,
     ) -> Response:
         """Events as they are committed, in the order of seq, after those that are there already. Ends by no means."""
-        grant = reader(request)
-        topic = topic_or_pattern(topic)
-        if topic is not None and not is_pattern(topic):
-            require_topic(grant, topic)
+        grant = reader_of(request)
+        require_readable(grant, topic)
         if after not in {"earliest", "latest"} and not wire.is_seq(after):
             raise InvalidQuery("after", "a seq, earliest or latest")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from sekali.errors import InvalidQuery, PositionGone
-from sekali.ports import Conflict, StoredEvent, Summary, TopicInfo, Unreadable
+from sekali.ports import Conflict, SourceInfo, StoredEvent, Summary, TopicInfo, Unreadable
 from sekali.timestamps import format_timestamp, format_timestamps
 
 _encode = msgspec.json.Encoder().encode
@@ -41,6 +41,22 @@ class TopicOut(msgspec.Struct):
     first_seq: int
     last_seq: int
     last_event_time: str
+
+
+class SourceOut(msgspec.Struct):
+    """A line of ``/sources``. Ranges have a first and a last number."""
+
+    topic: str
+    source: str
+    lowest: int
+    highest: int
+    received: int
+    missing: int
+    complete: bool
+    missing_ranges: list[tuple[int, int]]
+    missing_ranges_count: int
+    repeated: int
+    unnumbered: int
 
 
 class ConflictOut(msgspec.Struct):
@@ -141,6 +157,28 @@ def topics_json(topics: Sequence[TopicInfo]) -> bytes:
     )
 
 
+def sources_json(sources: Sequence[SourceInfo]) -> bytes:
+    """Encode a page of sources as an array."""
+    return _encode(
+        [
+            SourceOut(
+                info.topic,
+                info.source,
+                info.lowest,
+                info.highest,
+                info.received,
+                info.missing,
+                info.missing == 0,
+                info.missing_ranges,
+                info.missing_ranges_count,
+                info.repeated,
+                info.unnumbered,
+            )
+            for info in sources
+        ]
+    )
+
+
 def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
     """Encode a page of conflicts as an array."""
     return _encode(
@@ -179,6 +217,11 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 _decode_cursor = msgspec.json.Decoder(Cursor).decode
+
+
+def cursor(summary: Summary, listing: str, *position: int | str) -> Cursor:
+    """Return the cursor of a page that ended here, in a log that is as the summary says."""
+    return Cursor(summary.log_id, summary.head, listing, list(position))
 
 
 def open_cursor(token: str, listing: str, position_types: tuple[type, ...], summary: Summary) -> Cursor:

@@ -4,11 +4,14 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from sekali import jsonvalue
 from sekali.event import Batch, Outcome, Verdict
 from sekali.ports import (
     CONFLICT_BYTES_MAX,
+    MISSING_RANGES_MAX,
+    PAGE_RANGES_MAX,
     Conflict,
     Lifetime,
     Page,
@@ -16,6 +19,8 @@ from sekali.ports import (
     Progress,
     Query,
     Readable,
+    SourceInfo,
+    SourceQuery,
     StoredEvent,
     Summary,
     TopicInfo,
@@ -226,6 +231,45 @@ class MemoryStore:
                 )
                 for variant in variants
             ]
+
+    def sources(self, query: SourceQuery) -> list[SourceInfo]:
+        with self._lock:
+            numbered = {(event.topic, event.source) for event in self._state.log if event.source_seq is not None}
+            found: list[SourceInfo] = []
+            for topic, source in sorted(numbered):
+                if (
+                    (topic, source) > query.after
+                    and _may_read(topic, query.readable)
+                    and (query.topic is None or matches(query.topic, topic))
+                    and (query.source is None or source == query.source)
+                ):
+                    found.append(self._source_info(topic, source, query))
+                    ranges = sum(len(info.missing_ranges) for info in found)
+                    if len(found) == query.limit or ranges > PAGE_RANGES_MAX:
+                        break
+            return found
+
+    def _source_info(self, topic: str, source: str, query: SourceQuery) -> SourceInfo:
+        events = [event for event in self._state.log if (event.topic, event.source) == (topic, source)]
+        numbers = [event.source_seq for event in events if event.source_seq is not None]
+        first_place = next(place for place, event in enumerate(events) if event.source_seq is not None)
+        first, last = query.range_of(min(numbers), max(numbers))
+        inside = sorted({number for number in numbers if first <= number <= last})
+        missing = [
+            (before + 1, after - 1) for before, after in pairwise([first - 1, *inside, last + 1]) if after > before + 1
+        ]
+        return SourceInfo(
+            topic,
+            source,
+            min(numbers),
+            max(numbers),
+            len(inside),
+            last - first + 1 - len(inside),
+            missing[:MISSING_RANGES_MAX],
+            len(missing),
+            len(numbers) - len(set(numbers)),
+            sum(event.source_seq is None for event in events[first_place:]),
+        )
 
     def summary(self, readable: Readable = None) -> Summary:
         with self._lock:

@@ -56,3 +56,23 @@ CREATE TABLE conflicts (
     last_at_ns   INTEGER NOT NULL,
     UNIQUE (seq, content_hash)
 ) STRICT;
+
+-- Sources that number their events (source_seq), counted by each commit that has such events. What came of the numbers
+-- is kept as ranges without gaps; where they come in order there is one.
+CREATE TABLE sources (
+    topic_id   INTEGER NOT NULL REFERENCES topics,
+    source     TEXT    NOT NULL,
+    numbered   INTEGER NOT NULL,  -- events with a number
+    unnumbered INTEGER NOT NULL,  -- events without, after the first with one
+    received   INTEGER NOT NULL,  -- different numbers: all that the ranges hold
+    ranges     INTEGER NOT NULL,
+    PRIMARY KEY (topic_id, source)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE source_ranges (
+    topic_id INTEGER NOT NULL,
+    source   TEXT    NOT NULL,
+    first    INTEGER NOT NULL,
+    last     INTEGER NOT NULL,
+    PRIMARY KEY (topic_id, source, first)
+) STRICT, WITHOUT ROWID;

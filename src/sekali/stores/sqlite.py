@@ -11,7 +11,19 @@ import apsw
 
 from sekali.errors import CommitUnknown, DiskFull, StartupError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
-from sekali.ports import CONFLICT_BYTES_MAX, Conflict, Page, Progress, Query, Readable, Summary, TopicInfo, no_progress
+from sekali.ports import (
+    CONFLICT_BYTES_MAX,
+    Conflict,
+    Page,
+    Progress,
+    Query,
+    Readable,
+    SourceInfo,
+    SourceQuery,
+    Summary,
+    TopicInfo,
+    no_progress,
+)
 from sekali.stores.checksum import DAMAGE
 from sekali.stores.dedup import RUN_KEYS, DedupIndex
 from sekali.stores.folder import FolderLock, free_bytes, index_folder, make_folder, refuse_network_file_system
@@ -26,6 +38,7 @@ from sekali.stores.sqlite_log import LogSource
 from sekali.stores.sqlite_lookup import Rows
 from sekali.stores.sqlite_read import READ_TIMEOUT_S, Readers
 from sekali.stores.sqlite_schema import begin_another_log
+from sekali.stores.sqlite_source_pages import read_sources
 from sekali.stores.sqlite_write import SeqsDiffer, Writes, plan, write
 
 
@@ -152,6 +165,9 @@ class SqliteStore:
         if self._committed is not None and (missing := self._committed.missing_in(found)) is not None:
             raise StoreBroken(f"{self._db_path} has lost its end: {missing}; restore a backup")
         self._committed = found
+        self._numbered_topics: set[int] = {
+            topic_id for (topic_id,) in self._writer.execute("SELECT DISTINCT topic_id FROM sources")
+        }
         newest = self._writer.execute("SELECT processed_at_ns FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         self._head = found.head
         self._processed_at_ns: int = newest[0] if newest else 0
@@ -193,7 +209,7 @@ class SqliteStore:
         judge.decide(*candidates, self._rows, self._head)
         rows = judge.new_rows()
         processed_at_ns = max(self._processed_at_ns, self._clock_ns())
-        writes = plan(judge, rows, processed_at_ns)
+        writes = plan(judge, rows, processed_at_ns, self._numbered_topics)
         ends = list(accumulate(map(len, batches), initial=0))
         verdicts = judge.verdicts()
         prepared = Prepared(writes, [verdicts[start:end] for start, end in pairwise(ends)])
@@ -204,6 +220,8 @@ class SqliteStore:
                 self._index.add(judge.hashes[judge.is_new], judge.first_seq, processed_at_ns)
                 self._head, self._processed_at_ns = writes.last_seq, processed_at_ns
             self._topic_ids.update(judge.new_topics)
+            if writes.sources is not None:
+                self._numbered_topics.update(writes.sources.topics)
         except Exception as error:  # half done is worse than not: everything has to start over
             raise CommitUnknown(f"an internal error: {error!r}") from error
         return prepared
@@ -258,6 +276,10 @@ class SqliteStore:
 
     def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
         return self._readers.topics(after, limit, readable)
+
+    def sources(self, query: SourceQuery) -> list[SourceInfo]:
+        with self._readers.snapshot() as connection:
+            return read_sources(connection, query)
 
     def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
         return self._readers.conflicts(after, limit, readable)

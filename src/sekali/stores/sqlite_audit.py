@@ -16,6 +16,7 @@ from sekali.stores.folder import FolderLock
 from sekali.stores.high_water import HighWaterMark, MarkDamaged, mark_name, mark_of
 from sekali.stores.index_files import FolderFiles
 from sekali.stores.sqlite_file import close_quietly, open_reader
+from sekali.stores.sqlite_source_rows import source_faults
 from sekali.topics import topic_fault
 
 FAILURES_LISTED_MAX = 20
@@ -113,6 +114,7 @@ def _audit(connection: apsw.Connection, db_path: Path, progress: Progress) -> Re
         _check_identities(connection),
         _check_counters(connection),
         _check_topics(connection),
+        _check_sources(connection),
         _check_references(connection),
         _check_variants(connection),
     ]
@@ -249,6 +251,13 @@ def _check_topics(connection: apsw.Connection) -> Check:
     ).get
     if kept != counted:
         check.fail(f"{kept} conflicts by topic, and {counted} in all")
+    return check
+
+
+def _check_sources(connection: apsw.Connection) -> Check:
+    check = Check("the numbers of each source are those of its rows")
+    for fault in source_faults(connection):
+        check.fail(fault)
     return check
 
 

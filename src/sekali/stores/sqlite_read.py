@@ -28,8 +28,8 @@ from sekali.ports import (
 )
 from sekali.stores.checksum import DAMAGE, content_hash, row_checksums
 from sekali.stores.index_table import Seqs
+from sekali.stores.sqlite_conditions import find_topic_ids, of_topics, one_of, where_all
 from sekali.stores.sqlite_file import close_quietly, open_reader
-from sekali.topics import is_pattern, matches
 
 SCAN_ROWS_MAX = 50_000
 READ_TIMEOUT_S = 10.0
@@ -123,7 +123,7 @@ class Readers:
     def topics(self, after: str, limit: int, readable: Readable = None) -> list[TopicInfo]:
         """See ``EventStore.topics``."""
         with self.snapshot() as connection:
-            where, bindings = _where([("topic > ?", after), *_of_topics(connection, "topic_id", readable)])
+            where, bindings = where_all([("topic > ?", after), *of_topics(connection, "topic_id", readable)])
             return [
                 TopicInfo(*row)
                 for row in connection.execute(
@@ -138,7 +138,7 @@ class Readers:
         found: list[Conflict] = []
         size = 0
         with self.snapshot() as connection:
-            where, bindings = _where([("c.number > ?", after), *_of_topics(connection, "e.topic_id", readable)])
+            where, bindings = where_all([("c.number > ?", after), *of_topics(connection, "e.topic_id", readable)])
             # Texts as blobs: a damaged one must not end the walk.
             for row in connection.execute(
                 "SELECT c.number, c.seq, t.topic, CAST(e.event_id AS BLOB), CAST(c.source AS BLOB), c.payload, "
@@ -167,7 +167,7 @@ class Readers:
 
 
 def _readable_summary(connection: apsw.Connection, readable: tuple[str, ...]) -> Summary:
-    where, bindings = _where(_of_topics(connection, "topic_id", readable))
+    where, bindings = where_all(of_topics(connection, "topic_id", readable))
     row = connection.execute(
         "SELECT (SELECT log_id FROM log), coalesce(max(last_seq), 0), count(*), coalesce(sum(stored), 0), "
         f"coalesce(sum(duplicates), 0), coalesce(sum(conflicts), 0) FROM topics {where}",
@@ -202,14 +202,14 @@ def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | Non
     filters: list[tuple[str, Any]] = []
     one_topic = False
     if query.topic is not None or query.readable is not None:
-        topic_ids = _topic_ids(connection, query.topic, query.readable)
+        topic_ids = find_topic_ids(connection, query.topic, query.readable)
         if not topic_ids:
             return None
         one_topic = len(topic_ids) == 1
         if one_topic:
             bounds.append(("e.topic_id = ?", topic_ids[0]))
         else:
-            filters.append(_one_of("e.topic_id", topic_ids))
+            filters.append(one_of("e.topic_id", topic_ids))
     by_time = query.order.by_time
     time_conditions = bounds if by_time and candidates is None else filters
     if query.since_ns is not None:
@@ -220,13 +220,16 @@ def _plan(connection: apsw.Connection, query: Query, candidates: list[int] | Non
     if query.after:
         seq_conditions.append(("e.seq > ?", query.after))
     if query.up_to is not None:
-        seq_conditions.append(("e.seq <= ?", query.up_to))
+        newest = connection.execute("SELECT max(seq) FROM events").get or 0
+        # By time what came later stands among the rest: few rows are skipped, of many only a window is looked at.
+        skips_many = by_time and newest - query.up_to > SCAN_ROWS_MAX
+        (filters if skips_many else bounds).append(("e.seq <= ?", query.up_to))
     if query.source is not None:
         filters.append(("e.source = ?", query.source))
     if query.event_id is not None:
         filters.append(("e.event_id = ?", query.event_id))
     if candidates is not None:
-        bounds.append(_one_of("e.seq", candidates))
+        bounds.append(one_of("e.seq", candidates))
     index = _index(by_time=by_time, one_topic=one_topic, by_seq=candidates is not None)
     key = ("timestamp_ns", "seq") if by_time else ("seq",)
     return _Scan(index, key, "DESC" if query.order.descending else "ASC", bounds, filters)
@@ -240,40 +243,6 @@ def _index(*, by_time: bool, one_topic: bool, by_seq: bool) -> str:
     return "INDEXED BY events_by_topic" if one_topic else "NOT INDEXED"
 
 
-def _one_of(column: str, values: Sequence[int]) -> tuple[str, str]:
-    return f"{column} IN (SELECT value FROM json_each(?))", msgspec.json.encode(values).decode()
-
-
-def _of_topics(connection: apsw.Connection, column: str, readable: Readable) -> list[tuple[str, Any]]:
-    """Return the condition that keeps a reader to what it may read; none where it may read everything."""
-    return [] if readable is None else [_one_of(column, _topic_ids(connection, None, readable))]
-
-
-def _topic_ids(connection: apsw.Connection, topic: str | None, readable: Readable) -> list[int]:
-    """Find the topics that a reader asks for, a topic or a pattern, and may read; None stands for any."""
-    asked = readable or () if topic is None else (topic,)
-    names = {name: topic_id for pattern in asked for topic_id, name in _topics_like(connection, pattern)}
-    return [
-        topic_id
-        for name, topic_id in names.items()
-        if readable is None or topic is None or any(matches(pattern, name) for pattern in readable)
-    ]
-
-
-def _topics_like(connection: apsw.Connection, pattern: str) -> Iterator[tuple[int, str]]:
-    """Find topics by a pattern, among those alone that begin as it does."""
-    if not is_pattern(pattern):
-        yield from connection.execute("SELECT topic_id, topic FROM topics WHERE topic = ?", (pattern,))
-        return
-    start = pattern.partition("*")[0].rstrip("/")
-    end = start + chr(ord("/") + 1) if start else "\x7f"  # topics are ASCII
-    for topic_id, name in connection.execute(
-        "SELECT topic_id, topic FROM topics WHERE topic >= ? AND topic < ?", (start, end)
-    ):
-        if matches(pattern, name):
-            yield topic_id, name
-
-
 def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
     conditions = list(scan.bounds)
     if query.position is not None:
@@ -282,7 +251,7 @@ def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
     window_end = _window_end(connection, scan, conditions) if scan.filters else None
     if window_end is not None:
         conditions.append(scan.beyond(window_end, ">=" if query.order.descending else "<="))
-    where, bindings = _where(conditions + scan.filters)
+    where, bindings = where_all(conditions + scan.filters)
     statement = f"FROM events e {scan.index} {_EVENT_JOINS} {where} ORDER BY {scan.order} LIMIT ?"
     try:
         rows = connection.execute(f"SELECT {_EVENT_COLUMNS} {statement}", (*bindings, query.limit + 1))
@@ -300,23 +269,13 @@ def _read_page(connection: apsw.Connection, query: Query, scan: _Scan) -> Page:
 
 def _window_end(connection: apsw.Connection, scan: _Scan, conditions: list[tuple[str, Any]]) -> tuple[int, ...] | None:
     """Return the key of the last row that one page may look at, or None if the index ends before it."""
-    where, bindings = _where(conditions)
+    where, bindings = where_all(conditions)
     columns = ", ".join(f"e.{column}" for column in scan.key)
     row = connection.execute(
         f"SELECT {columns} FROM events e {scan.index} {where} ORDER BY {scan.order} LIMIT 1 OFFSET {SCAN_ROWS_MAX - 1}",
         bindings,
     ).fetchone()
     return None if row is None else tuple(row)
-
-
-def _where(conditions: list[tuple[str, Any]]) -> tuple[str, tuple[Any, ...]]:
-    """Join conditions, each with the value or values of its marks. All SQL text in them is from this file."""
-    if not conditions:
-        return "", ()
-    bindings: list[Any] = []
-    for _, value in conditions:
-        bindings.extend(value if isinstance(value, tuple) else (value,))
-    return "WHERE " + " AND ".join(text for text, _ in conditions), tuple(bindings)
 
 
 def _take(rows: Iterator[Any], query: Query) -> tuple[list[Any], bool]:

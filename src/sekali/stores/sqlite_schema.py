@@ -16,9 +16,10 @@ import structlog
 from sekali import jsonvalue
 from sekali.errors import StartupError
 from sekali.stores.checksum import row_checksums
+from sekali.stores.sqlite_source_rows import fill_sources
 
 APPLICATION_ID = 0x53454B41  # "SEKA"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _ROWS_AT_ONCE = 5000
 
 log = structlog.get_logger("sekali.schema")
@@ -102,6 +103,17 @@ def _is_whole(row: tuple[Any, ...]) -> bool:
     return jsonvalue.is_readable([row[7]])
 
 
+def _add_sources(connection: apsw.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE sources (topic_id INTEGER NOT NULL REFERENCES topics, source TEXT NOT NULL, "
+        "numbered INTEGER NOT NULL, unnumbered INTEGER NOT NULL, received INTEGER NOT NULL, ranges INTEGER NOT NULL, "
+        "PRIMARY KEY (topic_id, source)) STRICT, WITHOUT ROWID;"
+        "CREATE TABLE source_ranges (topic_id INTEGER NOT NULL, source TEXT NOT NULL, first INTEGER NOT NULL, "
+        "last INTEGER NOT NULL, PRIMARY KEY (topic_id, source, first)) STRICT, WITHOUT ROWID"
+    )
+    fill_sources(connection)
+
+
 # From version 1 to 2, from 2 to 3, …
-_STEPS: list[Callable[[apsw.Connection], None]] = [_add_checksums_and_commits]
+_STEPS: list[Callable[[apsw.Connection], None]] = [_add_checksums_and_commits, _add_sources]
 assert len(_STEPS) == SCHEMA_VERSION - 1

@@ -5,6 +5,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -18,6 +19,7 @@ from sekali.stores.checksum import content_hash, row_checksums
 from sekali.stores.index_table import Seqs
 from sekali.stores.sqlite_judge import Judge, Variant
 from sekali.stores.sqlite_lookup import Columns
+from sekali.stores.sqlite_sources import SourceWrites, plan_sources, write_sources
 
 # A statement takes and gives back the interpreter lock once, whatever its number of rows. More rows than this and its
 # text would be too long for apsw's cache of prepared statements (16 KiB).
@@ -34,6 +36,7 @@ class Writes:
     duplicate_seqs: Seqs
     variants: Sequence[Variant]
     figures: str  # of topics, as JSON
+    sources: SourceWrites | None
     counts: tuple[int, int, int]  # stored, duplicate, conflict
     processed_at_ns: int
     last_seq: int  # of the log once it is written; SQLite gives seqs out, and has to come to the same
@@ -43,8 +46,8 @@ class SeqsDiffer(Exception):
     """What was judged does not fit what is stored: groups were written in another order than they were judged."""
 
 
-def plan(judge: Judge, rows: Columns, processed_at_ns: int) -> Writes:
-    """Put together what the judge decided; ``rows`` are the new events."""
+def plan(judge: Judge, rows: Columns, processed_at_ns: int, numbered_topics: AbstractSet[int]) -> Writes:
+    """Put together what the judge decided; ``rows`` are the new events. For ``numbered_topics`` see plan_sources."""
     last_seq = judge.first_seq + judge.new_count - 1
     _, event_ids, timestamps_ns, sources, source_seqs, payloads = rows
     checksums = row_checksums(
@@ -63,6 +66,7 @@ def plan(judge: Judge, rows: Columns, processed_at_ns: int) -> Writes:
         np.sort(np.array(judge.duplicate_seqs, np.int64)),
         judge.variants,
         _figures(judge, rows),
+        plan_sources(rows, numbered_topics),
         (judge.new_count, len(judge.duplicate_seqs), len(judge.variants)),
         processed_at_ns,
         last_seq,
@@ -147,6 +151,8 @@ def _write_group(connection: apsw.Connection, writes: Writes) -> int:
         "FROM json_each(?) f WHERE topic_id = (f.value ->> 0)",
         (writes.figures,),
     )
+    if writes.sources is not None:
+        write_sources(connection, writes.sources)
     return _write_variants(connection, writes.variants, writes.processed_at_ns)
 
 

@@ -8,7 +8,19 @@ from typing import Any
 
 from sekali.errors import CommitUnknown
 from sekali.event import Batch, Verdict
-from sekali.ports import Conflict, EventStore, Page, Progress, Query, Readable, Summary, TopicInfo, no_progress
+from sekali.ports import (
+    Conflict,
+    EventStore,
+    Page,
+    Progress,
+    Query,
+    Readable,
+    SourceInfo,
+    SourceQuery,
+    Summary,
+    TopicInfo,
+    no_progress,
+)
 
 
 class WrappedStore:
@@ -37,6 +49,9 @@ class WrappedStore:
 
     def conflicts(self, after: int, limit: int, readable: Readable = None) -> list[Conflict]:
         return self._store.conflicts(after, limit, readable)
+
+    def sources(self, query: SourceQuery) -> list[SourceInfo]:
+        return self._store.sources(query)
 
     def summary(self, readable: Readable = None) -> Summary:
         return self._store.summary(readable)
