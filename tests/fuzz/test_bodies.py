@@ -8,14 +8,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from e2e.server import Client, ServerProcess, event
+from e2e.server import Client, ServerProcess
+from e2e.server import event as an_event
 from fuzz.bodies import BODY_BYTES_MAX, Request, requests
 from fuzz.conftest import Fuzz
 from fuzz.judge import CannotTell, Event, read_back, same_value
 from fuzz.log import Row
 from fuzz.sender import BATCH_EVENTS_MAX, Sender
 
-ONE = json.dumps(event("fuzz/always", "id-1")).encode()
+ONE = json.dumps(an_event("fuzz/always", "id-1")).encode()
 HOUR_S = 3600.0  # a long run may be stopped for a while, and no clock of the server should notice
 SETTINGS: dict[str, Any] = {
     "BODY_BYTES_MAX": BODY_BYTES_MAX,
@@ -113,7 +114,7 @@ def check_all(sender: Sender) -> None:
 # Every answer that a request may get comes about, however few requests are made.
 ALWAYS = [
     Request(b"[" + b",".join([ONE] * BATCH_EVENTS_MAX) + b"]"),
-    Request(json.dumps(event("fuzz/always", "id-2")).encode(), preferences=("respond-async",)),
+    Request(json.dumps(an_event("fuzz/always", "id-2")).encode(), preferences=("respond-async",)),
     Request(b"["),
     Request(b"[" + b",".join([ONE] * (BATCH_EVENTS_MAX + 1)) + b"]"),
     Request(ONE, content_type="text/plain"),
