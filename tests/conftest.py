@@ -9,6 +9,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kills-seed", type=int, metavar="SEED", help="the seed of a run to repeat")
     group.addoption("--kills-report", metavar="FILE", help="write the figures there as JSON")
     group.addoption(
+        "--deliveries-seconds", type=float, metavar="S", help="tests/crash/test_deliveries.py: consume for so long"
+    )
+    group.addoption(
         "--every-operation", action="store_true", help="tests/crash/test_every_operation.py: try every fault everywhere"
     )
     group.addoption(

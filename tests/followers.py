@@ -13,8 +13,9 @@ from fastapi import Request
 
 from batches import commit
 from sekali.api.access import Access
+from sekali.api.parameters import GRANT
 from sekali.api.proxies import Proxies
-from sekali.api.read import CONNECTION, GRANT
+from sekali.api.read import CONNECTION
 from sekali.api.subscribe import Subscribing
 from sekali.api.wire import events_sse
 from sekali.errors import StoreBroken
@@ -137,7 +138,7 @@ class House:
             self.metrics,
             only_this_machine=False,
             rate_limit_per_s=0,
-            proxies=Proxies([]),
+            proxies=Proxies(()),
             clock_s=lambda: 0.0,
             wall_clock_s=lambda: 0.0,
         )

@@ -13,17 +13,18 @@ consumer knows the store only as a port.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import structlog
 
+from sekali.delivery import Change
 from sekali.errors import CommitUnknown, QueueFull, SekaliError, Unavailable
 from sekali.event import Batch, Outcome
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, no_progress
-from sekali.tickets import Group, OnDone, Ticket
+from sekali.tickets import ChangeTicket, Group, OnDone, Ticket
 from sekali.writer import Committed, Listener, Writer
 
 # Told how many events a commit stored, the newest seq, and the topics of all that was sent, in any number of lists.
@@ -46,8 +47,8 @@ class Consumer:
     The queue holds at most ``queue_events_max`` events, those being committed included. ``on_recovery`` is told, on the
     writer's thread, how far the store has come where it takes long to get ready; ``on_give_up`` once, on the loop, why
     no commit works and none will be tried any more. ``on_stored`` is told on the loop of each commit that stored
-    something, but for one that failed and did so all the same: after that, ``on_recovered``. Requests get no verdict
-    from a commit that takes longer than ``COMMIT_TIMEOUT_S``, and none are taken until it ends.
+    something; ``on_recovered`` when that may have happened without a word, because a commit failed. Requests get no
+    verdict from a commit that takes longer than ``COMMIT_TIMEOUT_S``, and none are taken until it ends.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Consumer:
         self._on_give_up = on_give_up
         self._on_stored = on_stored
         self._accepted: deque[Ticket] = deque()
+        self._changes: list[ChangeTicket] = []
         self._preparing_is_due = False
         self._groups_ahead = 0  # given to the writer and not finished
         self._stopping = False
@@ -83,7 +85,7 @@ class Consumer:
         self._hanging: str | None = None
         listener = Listener(
             ready=lambda: self._on_loop(self.ready.set),
-            done=lambda tickets, groups, committed: self._on_loop(self._resolve, tickets, groups, committed),
+            done=lambda *done: self._on_loop(self._resolve, *done),
             failed=lambda: self._on_loop(metrics.commit_failed),
             gave_up=lambda reason: self._on_loop(self._on_give_up, reason),
             recovered=lambda: self._on_loop(on_recovered),
@@ -105,7 +107,7 @@ class Consumer:
             self._stopping = True
             self._look.cancel()
             self._writer.begin_to_stop()
-            while self._accepted:
+            while self._accepted or self._changes:
                 self._prepare_next()
             if self._worker is None:
                 self._writer.end()
@@ -140,10 +142,7 @@ class Consumer:
             Unavailable: likewise.
 
         """
-        if self._stopping:
-            raise Unavailable("the server is stopping; send the request again, to the one that follows it")
-        if (trouble := self.trouble) is not None:
-            raise Unavailable(trouble)
+        self.require_working()
         if self._events_waiting + len(batch) > self._queue_events_max:
             raise QueueFull(
                 f"the queue is full: {self._events_waiting} events wait, at most {self._queue_events_max} may "
@@ -155,9 +154,36 @@ class Consumer:
         self._accepted.append(ticket)
         self._schedule()
 
+    def change(self, changes: Sequence[Change], on_done: Callable[[SekaliError | None], None]) -> None:
+        """Commit changes of subscriptions, with the next group of events, and call ``on_done`` on the event loop then.
+
+        That gets the failure where the commit fails. Whatever was given here after changes that failed fails too: it
+        may rest on them. A commit that hangs is not told of before it ends.
+
+        Raises:
+            Unavailable: the changes were not taken.
+
+        """
+        self.require_working()
+        self._changes.append(ChangeTicket(changes, on_done))
+        self._schedule()
+
+    def require_working(self) -> None:
+        """Refuse what could not be committed now.
+
+        Raises:
+            Unavailable: the server is stopping, or in trouble.
+
+        """
+        if self._stopping:
+            raise Unavailable("the server is stopping; send the request again, to the one that follows it")
+        if (trouble := self.trouble) is not None:
+            raise Unavailable(trouble)
+
     def _schedule(self) -> None:
         """See to it that what waits is prepared: after what else is ready on the loop, which may bring more."""
-        if self._accepted and not self._preparing_is_due and self._groups_ahead < GROUPS_AHEAD_MAX:
+        waits = self._accepted or self._changes
+        if waits and not self._preparing_is_due and self._groups_ahead < GROUPS_AHEAD_MAX:
             self._preparing_is_due = True
             if self._commit_wait_s_max:
                 self._loop.call_later(self._commit_wait_s_max, self._prepare_next)
@@ -171,9 +197,10 @@ class Consumer:
         while self._accepted and (not tickets or size + len(self._accepted[0].batch) <= self._commit_events_max):
             tickets.append(self._accepted.popleft())
             size += len(tickets[-1].batch)
-        if not tickets:
+        changes, self._changes = self._changes, []
+        if not tickets and not changes:
             return
-        group = Group(tickets, self._writer.generation)
+        group = Group(tickets, changes, self._writer.generation)
         self._groups_ahead += 1
         if self._worker is None:
             self._prepare(group)
@@ -184,7 +211,11 @@ class Consumer:
     def _prepare(self, group: Group) -> None:
         if self._writer.trouble is None:  # otherwise the writer gives it back
             try:
-                group.prepared = self._store.prepare([ticket.batch for ticket in group.tickets])
+                if group.tickets:
+                    group.prepared = self._store.prepare([ticket.batch for ticket in group.tickets])
+                if group.changes:
+                    changes = [change for ticket in group.changes for change in ticket.changes]
+                    group.prepared_changes = self._store.prepare_changes(changes)
             except SekaliError as error:
                 group.failure = error
             except Exception as error:  # a defect of ours: that group gets an answer and the others go on
@@ -195,10 +226,17 @@ class Consumer:
     def _on_loop(self, callback: Callable[..., object], *arguments: object) -> None:
         self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _resolve(self, tickets: list[Ticket], groups: int, committed: Committed | None) -> None:
+    def _resolve(
+        self, tickets: list[Ticket], changes: list[ChangeTicket], groups: int, committed: Committed | None
+    ) -> None:
         """Take tickets back from the writer and answer them; so many groups are no longer ahead."""
         if committed is not None:
             self._metrics.committed(committed.counts, committed.latencies_s, committed.duration_s)
+        elif changes:
+            for change in self._changes:
+                change.failure = changes[0].failure
+            changes += self._changes
+            self._changes = []
         self._groups_ahead -= groups
         if self._hanging is not None:
             log.info("the commit that hung has ended")
@@ -211,7 +249,9 @@ class Consumer:
         while self._in_flight and self._in_flight[0].done:
             self._in_flight.popleft()
         if committed is not None and (stored := committed.counts[Outcome.STORED]):
-            self._on_stored(stored, _newest(tickets), [ticket.batch.topics for ticket in tickets])
+            _guarded(self._on_stored, stored, _newest(tickets), [ticket.batch.topics for ticket in tickets])
+        for change in changes:
+            _guarded(change.on_done, change.failure)
 
     def _look_at_writer(self) -> None:
         """Let nobody wait for a commit that hangs. Its events stay in the queue's count, until it ends."""
@@ -240,7 +280,11 @@ def _answer(ticket: Ticket) -> None:
     if ticket.answered:
         return
     ticket.answered = True
+    _guarded(ticket.on_done, ticket.verdicts, ticket.failure)
+
+
+def _guarded(callback: Callable[..., None], *arguments: object) -> None:
     try:
-        ticket.on_done(ticket.verdicts, ticket.failure)
+        callback(*arguments)
     except Exception:  # a defect of ours: the others get their answers
         log.exception("answering failed")

@@ -28,6 +28,22 @@ class InvalidQuery(SekaliError):
         self.detail = detail
 
 
+class NoSuchSubscription(SekaliError):
+    """There is no such subscription."""
+
+
+class SubscriptionDiffers(SekaliError):
+    """The subscription is another one than was meant."""
+
+
+class TooManySubscriptions(SekaliError):
+    """There is no room for another subscription."""
+
+
+class LeaseGone(SekaliError):
+    """The lease ran out, or all that it held is settled."""
+
+
 class PositionGone(SekaliError):
     """The position belongs to another log, or lies above the newest event of this one."""
 

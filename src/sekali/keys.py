@@ -9,14 +9,14 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
 
-from sekali.topics import compile_pattern, pattern_fault
+from sekali.topics import compile_pattern, covers, pattern_fault
 
 LIVE_KEYS_MAX = 2  # of one name: the one in use, and the one that follows it
 SECRET_CHARS_MIN = 32
@@ -94,12 +94,23 @@ class Grant:
     ``readable`` are the topics and patterns that it may read, for a query; None: everything.
     """
 
-    __slots__ = ("_publish", "_read", "expires_at_s", "key", "name", "publishes", "publishes_all", "readable")
+    __slots__ = (
+        "_publish",
+        "_read",
+        "expires_at_s",
+        "is_admin",
+        "key",
+        "name",
+        "publishes",
+        "publishes_all",
+        "readable",
+    )
 
-    def __init__(self, name: str, scopes: Iterable[str], key: Key | None = None) -> None:
+    def __init__(self, name: str, scopes: Collection[str], key: Key | None = None) -> None:
         self.name = name
         self.key = key
         self.expires_at_s = None if key is None or key.expires_at is None else key.expires_at.timestamp()
+        self.is_admin = "admin" in scopes
         publish, read = (_patterns(scopes, kind) for kind in _KINDS)
         self.publishes = bool(publish)
         self.publishes_all = EVERYTHING in publish
@@ -114,6 +125,10 @@ class Grant:
     def may_read(self, topic: str) -> bool:
         """Whether a valid topic may be read."""
         return self.readable is None or any(match("/" + topic) for match in self._read)
+
+    def may_read_all_of(self, pattern: str) -> bool:
+        """Whether every topic that a valid pattern matches may be read."""
+        return self.readable is None or covers(self.readable, pattern)
 
 
 def _patterns(scopes: Iterable[str], wanted: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Counters are plain numbers, and are turned into Prometheus samples when somebody
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -63,6 +63,22 @@ METRICS = (
     ),
     MetricInfo("sekali_store_disk_free_bytes", "gauge", "Bytes left on the disk of the store."),
     MetricInfo("sekali_uptime_seconds", "gauge", "Time since the process started."),
+    MetricInfo("sekali_subscriptions", "gauge", "Durable subscriptions."),
+    *(
+        MetricInfo(f"sekali_subscription_{name}", kind, text, ("subscription",))
+        for name, kind, text in (
+            ("lag_events", "gauge", "Events that are not settled; counted up to 100,000."),
+            ("oldest_unacknowledged_seconds", "gauge", "Age of the oldest event that is not settled."),
+            ("in_flight_events", "gauge", "Events that leases hold."),
+            ("waiting_events", "gauge", "Events to be given again, as far as consumers came by lately."),
+            ("dead_letters", "gauge", "Events given up."),
+            ("delivered_events_total", "counter", "Events given to consumers."),
+            ("redelivered_events_total", "counter", "Of these, after a failed attempt."),
+            ("acknowledged_events_total", "counter", "Events acknowledged."),
+            ("expired_events_total", "counter", "Events whose lease ran out."),
+            ("dead_events_total", "counter", "Events that became dead letters."),
+        )
+    ),
 )
 
 
@@ -151,17 +167,23 @@ class Metrics:
             for percent in (50, 95, 99)
         }
 
-    def scrape(self, gauges: dict[str, float]) -> bytes:
-        """Write everything in the Prometheus text format. ``gauges`` are the values that live elsewhere, by name."""
+    def scrape(self, gauges: dict[str, float], of_subscriptions: Mapping[str, Mapping[str, float]]) -> bytes:
+        """Write everything in the Prometheus text format.
+
+        ``gauges`` are the values that live elsewhere, by name; ``of_subscriptions`` those of subscriptions, by theirs.
+        """
         registry = CollectorRegistry()
-        registry.register(_Snapshot(self, gauges))
+        registry.register(_Snapshot(self, gauges, of_subscriptions))
         return generate_latest(registry) + generate_latest(self._registry)
 
 
 class _Snapshot(Collector):
-    def __init__(self, metrics: Metrics, gauges: dict[str, float]) -> None:
+    def __init__(
+        self, metrics: Metrics, gauges: dict[str, float], of_subscriptions: Mapping[str, Mapping[str, float]]
+    ) -> None:
         self._metrics = metrics
         self._gauges = gauges
+        self._of_subscriptions = of_subscriptions
 
     def collect(self) -> Iterable[Metric]:
         events = CounterMetricFamily("sekali_events", _INFO["sekali_events_total"].help, labels=["outcome"])
@@ -188,3 +210,10 @@ class _Snapshot(Collector):
         for metric in METRICS:
             if metric.name in self._gauges:
                 yield GaugeMetricFamily(metric.name, metric.help, self._gauges[metric.name])
+            if metric.labels == ("subscription",) and self._of_subscriptions:
+                family = GaugeMetricFamily if metric.kind == "gauge" else CounterMetricFamily
+                labelled = family(metric.name, metric.help, labels=metric.labels)
+                for subscription, values in self._of_subscriptions.items():
+                    if metric.name in values:
+                        labelled.add_metric([subscription], values[metric.name])
+                yield labelled

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sekali.delivery import SubscriptionStore
 from sekali.event import Batch, Verdict
 
 PAGE_BYTES_MAX = 8 * 1024 * 1024
@@ -55,8 +56,8 @@ class Query:
 
     ``topic`` is a topic or a pattern. ``since_ns`` is inclusive and ``until_ns`` exclusive, both event time.
     ``after`` and ``up_to`` are seqs: only events above the first (exclusive) and not above the second (inclusive).
-    ``position`` is where the last page ended. ``event_id`` comes with an exact topic. A page has at most ``limit``
-    events, and ends with the one that brings its payloads over ``bytes_max``.
+    ``position`` is where the last page ended. ``event_id`` comes with an exact topic. ``seqs`` are the only ones then.
+    A page has at most ``limit`` events, and ends with the one that brings its payloads over ``bytes_max``.
     """
 
     topic: str | None = None
@@ -66,6 +67,7 @@ class Query:
     after: int = 0
     up_to: int | None = None
     event_id: str | None = None
+    seqs: tuple[int, ...] | None = None
     order: Order = Order.SEQ
     limit: int = 1000
     position: Position | None = None
@@ -203,7 +205,7 @@ def no_progress(done: int, total: int) -> None:
     """Tell nobody."""
 
 
-class EventStore(Protocol):
+class EventStore(SubscriptionStore, Protocol):
     """A log of events in which each identity, (topic, event_id), is stored once.
 
     ``recover`` comes before everything but reading. Then batches are prepared one group after the other, and what was
@@ -236,7 +238,8 @@ class EventStore(Protocol):
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
         """Store what is new of the batches prepared, in order; return each batch's verdicts once all of it is durable.
 
-        Events, conflict variants, duplicate counts and counters are one transaction. ``processed_at`` never falls.
+        Events, conflict variants, duplicate counts and counters are one transaction, and so are the changes of
+        subscriptions (``prepare_changes``) that stand among what is prepared. ``processed_at`` never falls.
         With no batches it is still a real commit, and shows whether the store can.
 
         Raises:

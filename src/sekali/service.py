@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ from sekali.api.protocol import bounded_protocol
 from sekali.api.publish import Publish
 from sekali.api.read import Reading
 from sekali.api.subscribe import Subscribing
+from sekali.api.subscriptions import SubscriptionRoutes
 from sekali.api.wire import events_sse
 from sekali.consumer import Consumer
 from sekali.errors import StartupError
@@ -39,9 +41,11 @@ from sekali.metrics import Metrics
 from sekali.ports import EventStore
 from sekali.settings import ServerSettings
 from sekali.stores.sqlite import SqliteStore
+from sekali.subscriptions.manager import Subscriptions
 from sekali.tls import server_context
 
 READER_THREADS = 4
+DELIVERY_THREADS = 2
 LISTEN_BACKLOG = 1024
 EXIT_OK, EXIT_TOO_LATE, EXIT_GAVE_UP = 0, 1, 4
 
@@ -152,9 +156,27 @@ async def running_app(
     with (
         ThreadPoolExecutor(READER_THREADS, "sekali-reader") as readers,
         ThreadPoolExecutor(1, "sekali-feed") as feeder,
+        ThreadPoolExecutor(DELIVERY_THREADS, "sekali-delivery") as deliverers,
         ThreadPoolExecutor(1, "sekali-careful") as careful,
     ):
         feed = Feed(store, feeder, partial(events_sse, store.summary().log_id))
+        subscriptions = Subscriptions(
+            store,
+            deliverers,
+            stopping,
+            steady_clock_ns(),
+            lambda: secrets.token_urlsafe(16),
+            subscriptions_max=settings.subscriptions_max,
+        )
+
+        def on_stored(count: int, newest: int, topics: list[list[str]]) -> None:
+            feed.committed(count, newest, topics)
+            subscriptions.stored(newest, topics)
+
+        def on_recovered() -> None:
+            feed.look_again()
+            subscriptions.look_again()
+
         consumer = Consumer(
             store,
             metrics,
@@ -165,19 +187,32 @@ async def running_app(
             commit_wait_ms_max=settings.commit_wait_ms_max,
             on_recovery=RecoveryReport(),
             on_give_up=on_give_up,
-            on_stored=feed.committed,
-            on_recovered=feed.look_again,
+            on_stored=on_stored,
+            on_recovered=on_recovered,
         )
         connections = Connections(metrics, settings)
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
-        reading = Reading(store, consumer, metrics, budget, connections, readers, stopping, access, settings)
-        subscribing = Subscribing(store, feed, readers, stopping, access, metrics)
+        routers = [
+            Reading(
+                store, consumer, metrics, budget, connections, subscriptions, readers, stopping, access, settings
+            ).router,
+            Subscribing(store, feed, readers, stopping, access, metrics).router,
+            SubscriptionRoutes(subscriptions, store, budget, deliverers, access, settings).router,
+        ]
         consumer.start()
+        subscriptions.start(consumer)
         try:
-            yield Running(Api(reading, subscribing, access), publish, connections, consumer.ready)
+            yield Running(Api(routers, access), publish, connections, consumer.ready)
         finally:
+            await subscriptions.stop()
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
+
+
+def steady_clock_ns() -> Callable[[], int]:
+    """Return a clock that shows the time of now and goes on steadily from there, whatever the wall clock is set to."""
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    return lambda: time.monotonic_ns() + offset_ns
 
 
 class RecoveryReport:

@@ -70,6 +70,7 @@ class ServerSettings(_Settings):
     event_bytes_max: int = Field(
         1 * MIB, ge=1, description="Size of one event's values; beyond: that event is invalid."
     )
+    subscriptions_max: int = Field(1000, ge=0, description="Durable subscriptions; beyond: 409.")
     topics_max: int = Field(100_000, ge=1, description="Topics in the store; an event of one more is invalid.")
     disk_free_bytes_min: int = Field(
         128 * MIB, ge=0, description="Bytes to keep free on the disk; with less, publishing answers 503. 0: no limit."

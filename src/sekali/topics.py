@@ -6,9 +6,11 @@ either a topic or a pattern, never both.
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 TOPIC_BYTES_MAX = 255
+COVER_STEPS_MAX = 20_000
 
 _SEGMENT = r"[A-Za-z0-9._~:@=-]+"
 _TOPIC = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*", re.ASCII)
@@ -88,3 +90,76 @@ def _fixed(segments: list[str]) -> str:
 def matches(pattern: str, topic: str) -> bool:
     """Tell whether a topic matches a pattern (an exact topic is a pattern that matches itself)."""
     return compile_pattern(pattern).fullmatch("/" + topic) is not None
+
+
+def covers(patterns: Sequence[str], pattern: str) -> bool:
+    """Tell whether every topic that a pattern matches is matched by at least one of ``patterns``, too.
+
+    The pattern is walked together with the set of places that the others may be at (the subset construction). Where
+    that takes more than ``COVER_STEPS_MAX`` steps, as only patterns made for it do, the answer is no.
+    """
+    others = _Places(patterns)
+    segments = pattern.split("/")
+    steps = 0
+    to_do = [(place, others.start) for place in _reached(segments, 0)]
+    seen: set[tuple[int, int]] = set()
+    while to_do:
+        place, there = to_do.pop()
+        if place == len(segments):
+            continue
+        segment = segments[place]
+        # Of all that a wildcard stands for, only what the others name makes a difference, and one that none names.
+        for name in others.names if segment in {"*", "**"} else [segment]:
+            steps += 1
+            now_there = others.behind(there, name)
+            for now in _reached(segments, place if segment == "**" else place + 1):
+                if now == len(segments) and not now_there & others.ends:
+                    return False
+                if (now, now_there) not in seen:
+                    seen.add((now, now_there))
+                    to_do.append((now, now_there))
+        if steps > COVER_STEPS_MAX:
+            return False
+    return True
+
+
+def _reached(segments: Sequence[str], place: int) -> list[int]:
+    """Return a place in a pattern, and those behind it that can be reached without another segment of a topic."""
+    places = [place]
+    while place < len(segments) and segments[place] == "**":
+        place += 1
+        places.append(place)
+    return places
+
+
+class _Places:
+    """Sets of places in several patterns, as the bits of a number: the places of one behind those of the other."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.ends = first = self._many = self._one = 0
+        self._named: dict[str, int] = {}
+        bit = 1
+        for pattern in patterns:
+            first |= bit
+            for segment in pattern.split("/"):
+                if segment == "**":
+                    self._many |= bit
+                elif segment == "*":
+                    self._one |= bit
+                else:
+                    self._named[segment] = self._named.get(segment, 0) | bit
+                bit <<= 1
+            self.ends |= bit
+            bit <<= 1
+        self.start = self._with_reached(first)
+        self.names = [*self._named, ""]
+
+    def behind(self, there: int, name: str) -> int:
+        """Return the places that a segment of a topic leads to."""
+        taken = there & (self._one | self._named.get(name, 0))
+        return self._with_reached(taken << 1 | there & self._many)
+
+    def _with_reached(self, there: int) -> int:
+        while more := (there & self._many) << 1 & ~there:
+            there |= more
+        return there

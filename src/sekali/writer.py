@@ -18,7 +18,7 @@ import structlog
 from sekali.errors import CommitUnknown, DiskFull, SekaliError, Unavailable
 from sekali.event import Outcome, Verdict, count_outcomes
 from sekali.ports import EventStore, Progress, no_progress
-from sekali.tickets import Group, Ticket
+from sekali.tickets import ChangeTicket, Group, Ticket
 
 PROBE_INTERVAL_S = 1.0
 PROBES_MAX = 30
@@ -37,10 +37,13 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Whom the writer tells, on its own thread. ``done`` gets tickets, and of how many groups they were."""
+    """Whom the writer tells, on its own thread. ``done`` gets tickets, and of how many groups they were.
+
+    Those of changes have failed if there is no ``Committed``.
+    """
 
     ready: Callable[[], None]
-    done: Callable[[list[Ticket], int, Committed | None], None]
+    done: Callable[[list[Ticket], list[ChangeTicket], int, Committed | None], None]
     failed: Callable[[], None]
     gave_up: Callable[[str], None]
     recovered: Callable[[], None] = lambda: None
@@ -123,7 +126,7 @@ class Writer:
                 self.busy_since_s = None
         if self._retry:
             log.error("stopped before these could be committed", requests=len(self._retry))
-            self._fail(self._retry, Unavailable(), 0)
+            self._fail(self._retry, [], Unavailable(), 0)
 
     def _open_store(self) -> None:
         """Get the store ready for its first commit, however long that takes."""
@@ -184,18 +187,24 @@ class Writer:
             groups = groups[:-1]
         if groups:
             tickets = [ticket for group in groups for ticket in group.tickets]
+            changes = [change for group in groups for change in group.changes]
             stale = any(group.generation != self.generation for group in groups)
             if stale:
-                self._give_back(tickets, Unavailable("the store was recovering; send the request again"), len(groups))
+                again = Unavailable("the store was recovering; send the request again")
+                self._give_back(tickets, changes, again, len(groups))
             else:
-                self._try_commit(tickets, lambda: [group.prepared for group in groups], len(groups))
+                self._try_commit(
+                    tickets, changes, lambda: [one for group in groups for one in group.to_commit], len(groups)
+                )
         if last.failure is not None:
             if isinstance(last.failure, CommitUnknown | DiskFull):
                 log.error("prepare failed", reason=str(last.failure))
                 self._in_trouble(last.failure)
-            self._give_back(last.tickets, last.failure, 1)
+            self._give_back(last.tickets, last.changes, last.failure, 1)
 
-    def _try_commit(self, tickets: list[Ticket], prepare: Callable[[], list[Any]], groups: int) -> None:
+    def _try_commit(
+        self, tickets: list[Ticket], changes: list[ChangeTicket], prepare: Callable[[], list[Any]], groups: int
+    ) -> None:
         started_at_s = self._clock_s()
         try:
             verdicts = self._store.commit(prepare())
@@ -203,17 +212,17 @@ class Writer:
             if str(error) != self.trouble:
                 log.error("commit failed", reason=str(error))
             self._in_trouble(error)
-            self._give_back(tickets, error, groups)
+            self._give_back(tickets, changes, error, groups)
         except Exception as error:  # a defect of ours: it must not stop the writer, nor be tried again for ever
             log.exception("commit failed")
             unknown = CommitUnknown(f"an internal error: {error!r}")
             self._in_trouble(unknown)
-            self._fail(tickets, unknown, groups)
+            self._fail(tickets, changes, unknown, groups)
         else:
             self.trouble = None
             self._probes_failed = 0
-            if tickets:
-                self._answer(tickets, verdicts, started_at_s, groups)
+            if tickets or changes:
+                self._answer(tickets, changes, verdicts, started_at_s, groups)
 
     def _in_trouble(self, error: SekaliError) -> None:
         self._listener.failed()
@@ -234,11 +243,18 @@ class Writer:
     def _give_up(self) -> None:
         if not self._has_given_up:
             self._has_given_up = True
-            self._fail(self._retry, Unavailable(self.trouble), 0)
+            self._fail(self._retry, [], Unavailable(self.trouble), 0)
             self._retry = []
             self._listener.gave_up(str(self.trouble))
 
-    def _answer(self, tickets: list[Ticket], verdicts: list[list[Verdict]], started_at_s: float, groups: int) -> None:
+    def _answer(
+        self,
+        tickets: list[Ticket],
+        changes: list[ChangeTicket],
+        verdicts: list[list[Verdict]],
+        started_at_s: float,
+        groups: int,
+    ) -> None:
         now_s = self._clock_s()
         counts: Counter[Outcome] = Counter()
         for ticket, ticket_verdicts in zip(tickets, verdicts, strict=True):
@@ -246,11 +262,13 @@ class Writer:
             counts.update(count_outcomes(ticket_verdicts))
         if log.is_enabled_for(logging.INFO):
             named_counts = {outcome.value: count for outcome, count in counts.items() if count}
+            if changes:
+                named_counts["changes"] = len(changes)
             log.info("commit", requests=len(tickets), ms=round((now_s - started_at_s) * 1000, 1), **named_counts)
         if counts[Outcome.DUPLICATE] and log.is_enabled_for(logging.DEBUG):
             _log_duplicates(tickets)
         latencies_s = [now_s - ticket.accepted_at_s for ticket in tickets]
-        self._listener.done(tickets, groups, Committed(counts, latencies_s, now_s - started_at_s))
+        self._listener.done(tickets, changes, groups, Committed(counts, latencies_s, now_s - started_at_s))
 
     def _refuse_all(self, waiting: deque[Group]) -> None:
         """Answer what was already in line when a commit failed: its publishers should not wait for the recovery."""
@@ -258,7 +276,7 @@ class Writer:
             group = waiting.popleft()
             if group.prepared is not None:  # and the store counts on its being committed
                 self._store_is_sound = False
-            self._give_back(group.tickets, Unavailable(self.trouble), 1)
+            self._give_back(group.tickets, group.changes, Unavailable(self.trouble), 1)
 
     def _recover(self) -> None:
         """When it is time, recover the store and try a real commit, of what still has to be committed if anything."""
@@ -274,20 +292,22 @@ class Writer:
                 self._in_trouble(error)
                 return
             self._store_is_sound = True
+            self._listener.recovered()
         batches = [ticket.batch for ticket in retry]
-        self._try_commit(retry, lambda: [self._store.prepare(batches)], 0)
+        self._try_commit(retry, [], lambda: [self._store.prepare(batches)], 0)
         if self.trouble is None:
             log.info("commits work again")
-            self._listener.recovered()
 
-    def _give_back(self, tickets: list[Ticket], failure: SekaliError, groups: int) -> None:
+    def _give_back(self, tickets: list[Ticket], changes: list[ChangeTicket], failure: SekaliError, groups: int) -> None:
         self._retry += [ticket for ticket in tickets if ticket.keep]
-        self._fail([ticket for ticket in tickets if not ticket.keep], failure, groups)
+        self._fail([ticket for ticket in tickets if not ticket.keep], changes, failure, groups)
 
-    def _fail(self, tickets: list[Ticket], failure: SekaliError, groups: int) -> None:
+    def _fail(self, tickets: list[Ticket], changes: list[ChangeTicket], failure: SekaliError, groups: int) -> None:
         for ticket in tickets:
             ticket.failure = failure
-        self._listener.done(tickets, groups, None)
+        for change in changes:
+            change.failure = failure
+        self._listener.done(tickets, changes, groups, None)
 
 
 def _log_duplicates(tickets: list[Ticket]) -> None:

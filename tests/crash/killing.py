@@ -38,12 +38,12 @@ def schedule(kills: int, chance: random.Random) -> list[str]:
     return [UNDER_LOAD, *moments]
 
 
-class _Killing:
+class Killing:
     """Writers, a follower, and a server on one file and port."""
 
     def __init__(self, db_path: Path, faults: str, seed: int) -> None:
         port = lasting_port()
-        url = f"http://127.0.0.1:{port}"
+        self.url = url = f"http://127.0.0.1:{port}"
         self._stop = threading.Event()
         self._chance = random.Random(seed)
         self.server: ServerProcess = ForkedServer(db_path, faults=faults, start=False, PORT=port)
@@ -121,7 +121,7 @@ def kill_again_and_again(
     ``faults`` is the store of ``faults.py`` that it runs on.
     """
     begun_s = time.monotonic()
-    killing = _Killing(db_path, faults, seed)
+    killing = Killing(db_path, faults, seed)
     server = killing.server
     kills: Counter[str] = Counter()
     try:

@@ -8,16 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from e2e.points import FAULT_FILE, RUN_KEYS, open_with_points
 from sekali import consumer, service, writer
-from sekali.api import publish
+from sekali.api import publish, subscribe
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
-from sekali.stores.sqlite import SqliteStore
+from sekali.stores.sqlite import Prepared, SqliteStore
 from sekali.testing import DuplicatingStore, FailingStore, WrappedStore
 
 SLOW_COMMIT_S = 0.1
@@ -82,7 +81,7 @@ class AcknowledgesBeforeCommit(WrappedStore):
         if len(self._owed) >= OWED_GROUPS_MAX:
             owed, self._owed = self._owed, []
             super().commit(owed)
-        return [verdicts for one in prepared for verdicts in one.verdicts]
+        return [verdicts for one in prepared if isinstance(one, Prepared) for verdicts in one.verdicts]
 
 
 def _open_with_small_runs(settings: ServerSettings) -> SqliteStore:
@@ -141,9 +140,7 @@ def main() -> int:
     if kind == "few-probes":
         writer.PROBE_INTERVAL_S = 0.01
     if kind == "quick-heartbeats":
-        service.Subscribing = partial(  # type: ignore[assignment, misc]
-            service.Subscribing, heartbeat_s=0.05, look_interval_s=0.02
-        )
+        subscribe.HEARTBEAT_S, subscribe.LOOK_INTERVAL_S = 0.05, 0.02
     if kind == "hanging":
         consumer.COMMIT_TIMEOUT_S = 0.1
         consumer.LOOK_INTERVAL_S = 0.01

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -144,8 +145,10 @@ def test_followers_that_come_at_any_moment_of_a_load_see_everything_once(launch:
         with progress:
             assert progress.wait_for(lambda moment=moment: answered >= moment, 30)  # type: ignore[misc]
         pattern = patterns[len(streams) % len(patterns)]
-        params = {} if pattern is None else {"topic": pattern}
-        stream = EventStream(server.port, after=rng.choice(["earliest", "latest"]), **params).open()
+        params: dict[str, Any] = {"after": rng.choice(["earliest", "latest"])} | (
+            {} if pattern is None else {"topic": pattern}
+        )
+        stream = EventStream(server.port, **params).open()
         reader = threading.Thread(target=_read_until_closed, args=(stream,))
         reader.start()
         streams.append((pattern, stream, reader))

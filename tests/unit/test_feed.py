@@ -18,6 +18,7 @@ from sekali.blocks import Groups
 from sekali.errors import InvalidQuery, PositionGone
 from sekali.keys import ANYBODY, Grant, Key, Keyring, secret_hash
 from sekali.metrics import Ending
+from sekali.ports import Query, StoredEvent
 from sekali.topics import matches
 
 TOPICS = ("a/1", "a/2", "b/1", "c")
@@ -90,13 +91,13 @@ class Reader:
     @property
     def expected(self) -> list[int]:
         """What it must have seen of the whole log."""
-        stored = self._house.store.read(blocks.Query(limit=10_000)).events
+        stored = self._house.store.read(Query(limit=10_000)).events
         return [
             event.seq
             for event in stored
             if self.first_told is not None
             and event.seq > self.first_told
-            and isinstance(event, blocks.StoredEvent)
+            and isinstance(event, StoredEvent)
             and (self._pattern is None or matches(self._pattern, event.topic))
             and (self._readable is None or any(matches(one, event.topic) for one in self._readable))
         ]

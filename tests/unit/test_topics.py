@@ -1,10 +1,11 @@
 from functools import cache
+from itertools import product
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from sekali.topics import is_pattern, matches, pattern_fault, topic_fault
+from sekali.topics import covers, is_pattern, matches, pattern_fault, topic_fault
 
 segments = st.text("ab~:", min_size=1, max_size=3)
 paths = st.lists(segments, min_size=1, max_size=4).map("/".join)
@@ -94,3 +95,43 @@ def test_the_longest_patterns_are_no_harder_than_others(pattern: str, topic: str
     """Tried one place after the other they would take longer than the universe has."""
     assert pattern_fault(pattern) is None and topic_fault(topic) is None
     assert matches(pattern, topic) == matches_by_table(pattern.split("/"), topic.split("/"))
+
+
+few_patterns = st.lists(st.sampled_from(["*", "**", "a", "b"]), min_size=1, max_size=4).map("/".join)
+# Whatever no pattern names is as good as "z"; longer topics than these lead to no place that a shorter one does not.
+SHORT_TOPICS = ["/".join(segments) for length in range(1, 7) for segments in product("abz", repeat=length)]
+
+
+@cache
+def matched(pattern: str) -> frozenset[str]:
+    return frozenset(topic for topic in SHORT_TOPICS if matches(pattern, topic))
+
+
+@given(st.lists(few_patterns, max_size=3), few_patterns)
+def test_patterns_cover_another_where_they_match_all_of_its_topics(others: list[str], pattern: str) -> None:
+    assert covers(others, pattern) == (matched(pattern) <= frozenset[str]().union(*map(matched, others)))
+
+
+@pytest.mark.parametrize(
+    ("others", "pattern", "expected"),
+    [
+        (["app/**"], "app/prod/*", True),
+        (["app/**"], "app", True),
+        (["app/*"], "app/**", False),
+        (["app/prod/api"], "app/prod/api", True),
+        (["app/prod/api"], "app/prod/ap", False),
+        (["a", "a/*", "a/*/**"], "a/**", True),
+        (["*", "*/*/**"], "**", True),
+        (["*/**", "x"], "**", True),
+        ([], "a", False),
+        (["**/a/**"], "**", False),
+    ],
+)
+def test_covering_by_example(others: list[str], pattern: str, expected: bool) -> None:
+    assert covers(others, pattern) is expected
+
+
+def test_patterns_made_to_take_for_ever_cover_nothing() -> None:
+    hostile = ["**/a" + "/*" * 50 + f"/{number}" for number in range(100)]
+    assert not covers([*hostile, "**/a/**"], "**/a/**/" + "/".join(["a", "*"] * 30))
+    assert covers(["**"], "**/a/**/" + "/".join(["a", "*"] * 30))

@@ -1,6 +1,6 @@
 """The ASGI application: everything but ``/publish``, and the OpenAPI document of both."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -12,14 +12,13 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from sekali import __version__
-from sekali.api import models
+from sekali.api import models, models_subscriptions
 from sekali.api.access import REFUSALS, Access
 from sekali.api.body import Disconnected, Receive, Scope, Send
 from sekali.api.headers import secured
 from sekali.api.parameters import GRANT
 from sekali.api.problems import Answer, Kind, Problem, problem_of
-from sekali.api.read import Reading, StreamCut
-from sekali.api.subscribe import Subscribing
+from sekali.api.read import StreamCut
 from sekali.errors import SekaliError
 
 _DESCRIPTION = "Publish the same event as often as you like: it is stored once, and you are told so."
@@ -33,9 +32,9 @@ log = structlog.get_logger("sekali.api")
 class Api:
     """The ASGI application. It is true to its OpenAPI document for every route."""
 
-    def __init__(self, reading: Reading, subscribing: Subscribing, access: Access) -> None:
+    def __init__(self, routers: Sequence[APIRouter], access: Access) -> None:
         self._access = access
-        self._app = _reading_app([reading.router, subscribing.router], access)
+        self._app = _app(routers, access)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -63,7 +62,7 @@ def _note(access: Access, problem: Problem, scope: Scope) -> None:
         access.note(problem, scope["path"], scope["headers"], scope["client"], scope.get(GRANT))
 
 
-def _reading_app(routers: Iterable[APIRouter], access: Access) -> FastAPI:
+def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
     app = FastAPIOffline(
         title="Sekali",
         version=__version__,
@@ -84,7 +83,7 @@ def _reading_app(routers: Iterable[APIRouter], access: Access) -> FastAPI:
             schemas = document["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own; ours are problem documents
                 schemas.pop(name, None)
-            schemas.update(models.extra_schemas())
+            schemas.update(models.extra_schemas(models_subscriptions.BODIES))
             document["components"]["securitySchemes"] = models.SECURITY_SCHEMES
             document["security"] = models.SECURITY
             app.openapi_schema = document

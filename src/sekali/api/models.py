@@ -1,5 +1,6 @@
 """The shapes of requests and answers, for the OpenAPI document only: nothing is checked or built with them."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi.responses import Response
@@ -219,7 +220,8 @@ _PROBLEM_HEADERS = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 _AT_THE_DOOR = (Kind.NO_KEY, Kind.FORBIDDEN, Kind.FOREIGN_PAGE, Kind.RATE_LIMITED)
 
 
-def _problem(*kinds: Kind, at_the_door: tuple[Kind, ...] = _AT_THE_DOOR) -> dict[int | str, dict[str, Any]]:
+def problems(*kinds: Kind, at_the_door: tuple[Kind, ...] = _AT_THE_DOOR) -> dict[int | str, dict[str, Any]]:
+    """Return the responses of an operation that are problems of these kinds."""
     titles: dict[int, list[str]] = {}
     for kind in (*at_the_door, *kinds):
         titles.setdefault(kind.value.status, []).append(kind.value.title)
@@ -236,17 +238,18 @@ def _problem(*kinds: Kind, at_the_door: tuple[Kind, ...] = _AT_THE_DOOR) -> dict
 _LINK = {"Link": {"description": 'The next page, `rel="next"`, where there may be one.', "schema": {"type": "string"}}}
 
 
-def _listing(model: Any, description: str) -> dict[str, Any]:
+def listing(model: Any, description: str) -> dict[str, Any]:
+    """Return what a route says of itself that gives pages of a model."""
     return {
         "response_model": None,
         "responses": {
             200: {"description": description, "model": list[model], "headers": _LINK},
-            **_problem(Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE),
+            **problems(Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE),
         },
     }
 
 
-EVENTS = _listing(Event | UnreadableRow, "One page of events.")
+EVENTS = listing(Event | UnreadableRow, "One page of events.")
 EVENTS["responses"][200]["content"] = {
     "application/x-ndjson": {"schema": {"type": "string", "description": "Everything that matches, an event a line."}}
 }
@@ -258,21 +261,21 @@ SUBSCRIBE: dict[str, Any] = {
             "description": "Server-Sent Events without an end: `data` is an event as in `/events`, `id` its place.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **_problem(Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE),
+        **problems(Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE),
     },
 }
-TOPICS = _listing(Topic, "One page of topics.")
-SOURCES = _listing(Source, "One page of sources that number their events.")
-CONFLICTS = _listing(Conflict | UnreadableRow, "One page of refused variants.")
+TOPICS = listing(Topic, "One page of topics.")
+SOURCES = listing(Source, "One page of sources that number their events.")
+CONFLICTS = listing(Conflict | UnreadableRow, "One page of refused variants.")
 STATS: dict[str, Any] = {
     "response_model": None,
-    "responses": {200: {"description": "The figures.", "model": Stats | StatsOfTopics}, **_problem(Kind.UNAVAILABLE)},
+    "responses": {200: {"description": "The figures.", "model": Stats | StatsOfTopics}, **problems(Kind.UNAVAILABLE)},
 }
 HEALTH: dict[str, Any] = {
     "response_model": None,
     "responses": {
         200: {"description": "It can commit.", "model": Health},
-        **_problem(Kind.UNAVAILABLE, at_the_door=(Kind.FOREIGN_PAGE,)),
+        **problems(Kind.UNAVAILABLE, at_the_door=(Kind.FOREIGN_PAGE,)),
     },
 }
 METRICS: dict[str, Any] = {
@@ -282,7 +285,7 @@ METRICS: dict[str, Any] = {
             "description": "Prometheus text format.",
             "content": {"text/plain": {"schema": {"type": "string"}}},
         },
-        **_problem(),
+        **problems(),
     },
 }
 _CONTENT_ENCODING = {
@@ -292,18 +295,23 @@ _CONTENT_ENCODING = {
     "description": "`gzip` where the body is compressed, else `identity` or nothing. Its limit holds for what "
     "it stands for.",
 }
+
+
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what a route says of itself that reads the body by itself."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {
+        "parameters": [_CONTENT_ENCODING],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+    }
+
+
 EXISTS: dict[str, Any] = {
     "response_model": None,
-    "openapi_extra": {
-        "parameters": [_CONTENT_ENCODING],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Question"}}},
-        },
-    },
+    "openapi_extra": request_body(Question),
     "responses": {
         200: {"description": "What is missing.", "model": Missing},
-        **_problem(Kind.NOT_JSON, Kind.TOO_LARGE, Kind.MEDIA, Kind.INVALID_QUERY, Kind.QUEUE_FULL, Kind.UNAVAILABLE),
+        **problems(Kind.NOT_JSON, Kind.TOO_LARGE, Kind.MEDIA, Kind.INVALID_QUERY, Kind.QUEUE_FULL, Kind.UNAVAILABLE),
     },
 }
 
@@ -338,7 +346,7 @@ def publish_path() -> dict[str, Any]:
                 "202": _json_response("In memory, and not durable.", "Accepted"),
                 **{
                     str(status): response
-                    for status, response in _problem(
+                    for status, response in problems(
                         Kind.NOT_JSON,
                         Kind.CONFLICT,
                         Kind.TOO_LARGE,
@@ -367,7 +375,7 @@ SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}, {}]  # wi
 
 def add_problems_of_connections(paths: dict[str, Any]) -> None:
     """Add to every operation what its connection may answer in its place, whatever the route."""
-    of_connections = _problem(Kind.NOT_HTTP, Kind.TOO_SLOW, Kind.HEADERS_TOO_LARGE, Kind.QUEUE_FULL)
+    of_connections = problems(Kind.NOT_HTTP, Kind.TOO_SLOW, Kind.HEADERS_TOO_LARGE, Kind.QUEUE_FULL)
     for operation in (one for path in paths.values() for one in path.values()):
         for status, response in of_connections.items():
             there = operation["responses"].setdefault(str(status), response)
@@ -375,9 +383,9 @@ def add_problems_of_connections(paths: dict[str, Any]) -> None:
                 there["description"] += f"; {response['description']}"
 
 
-def extra_schemas() -> dict[str, Any]:
-    """Return the schemas that only hand-written parts of the document refer to."""
-    models: list[type[BaseModel]] = [EventIn, Verdicts, Accepted, Problem, Question]
+def extra_schemas(bodies: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    """Return the schemas that only hand-written parts of the document refer to, these bodies among them."""
+    models: list[type[BaseModel]] = [EventIn, Verdicts, Accepted, Problem, Question, *bodies]
     _, document = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )

@@ -9,12 +9,16 @@ import msgspec
 
 from sekali.errors import (
     InvalidQuery,
+    LeaseGone,
+    NoSuchSubscription,
     NotJson,
     PositionGone,
     QueueFull,
     SekaliError,
     StoreBroken,
+    SubscriptionDiffers,
     TooManyItems,
+    TooManySubscriptions,
     Unavailable,
 )
 
@@ -44,6 +48,9 @@ class Kind(Enum):
     METHOD = _Kind("method-not-allowed", 405, "The resource does not take this method")
     TOO_SLOW = _Kind("too-slow", 408, "The request did not arrive in time")
     CONFLICT = _Kind("conflict", 409, "The identity is taken by an event with other content")
+    DIFFERS = _Kind("subscription-differs", 409, "The subscription is another one")
+    TOO_MANY = _Kind("too-many-subscriptions", 409, "There is no room for another subscription")
+    LEASE_GONE = _Kind("lease-gone", 410, "The lease is over")
     GONE = _Kind("position-gone", 410, "The position is not one of this log")
     TOO_LARGE = _Kind("too-large", 413, "The request is over a limit")
     MEDIA = _Kind("unsupported-media", 415, "The content type or encoding is not known")
@@ -125,6 +132,14 @@ def problem_of(error: SekaliError) -> Problem:
         case InvalidQuery():
             place = {"parameter": error.parameter, "detail": error.detail}
             return Problem(Kind.INVALID_QUERY, str(error), errors=[place])
+        case NoSuchSubscription():
+            return Problem(Kind.NOT_FOUND, str(error))
+        case SubscriptionDiffers():
+            return Problem(Kind.DIFFERS, str(error))
+        case TooManySubscriptions():
+            return Problem(Kind.TOO_MANY, str(error))
+        case LeaseGone():
+            return Problem(Kind.LEASE_GONE, str(error))
         case PositionGone():
             return Problem(Kind.GONE, str(error))
         case QueueFull():

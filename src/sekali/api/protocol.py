@@ -193,7 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if isinstance(self.cycle, PublishCycle):
             self.cycle.request.feed(body)
-        elif self.scope["method"] == "POST":  # no other method is asked for its body
+        elif self.scope["method"] in {"POST", "PUT"}:  # no other method is asked for its body
             super().on_body(body)
             if self.pipeline:
                 self.hold(len(body))

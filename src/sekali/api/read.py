@@ -22,12 +22,13 @@ from sekali.api.parameters import GRANT, Cursor, Limit, Source, Topic, reader_of
 from sekali.api.problems import Kind, Problem
 from sekali.api.sources import Sources
 from sekali.consumer import Consumer
-from sekali.errors import InvalidQuery, StoreBroken
+from sekali.errors import InvalidQuery, StoreBroken, Unavailable
 from sekali.event import Outcome, event_id_fault
 from sekali.keys import Grant
 from sekali.metrics import Metrics
 from sekali.ports import PAGE_BYTES_MAX, EventStore, Order, Position
 from sekali.settings import ServerSettings
+from sekali.subscriptions.manager import Subscriptions
 from sekali.timestamps import parse_timestamp
 from sekali.topics import is_pattern, topic_fault
 
@@ -84,6 +85,7 @@ class Reading:
         metrics: Metrics,
         budget: ByteBudget,
         connections: Connections,
+        subscriptions: Subscriptions,
         readers: Executor,
         stopping: asyncio.Event,
         access: Access,
@@ -94,6 +96,7 @@ class Reading:
         self._metrics = metrics
         self._budget = budget
         self._connections = connections
+        self._subscriptions = subscriptions
         self._readers = readers
         self._reads = asyncio.Semaphore(READS_MAX)
         self._stopping = stopping
@@ -225,7 +228,7 @@ class Reading:
             question = _exists_question(await read_whole(body, request.scope, request.receive), settings)
             require_topic(grant, question.topic)
             missing = await self._read(lambda: self._store.missing(question.topic, question.event_ids))
-        return _json({"missing": missing})
+        return json_response({"missing": missing})
 
     async def stats(self, request: Request) -> Response:
         """The figures of this process and of the log; for a key that may not read everything, those of its topics."""
@@ -240,7 +243,7 @@ class Reading:
             "log_id": summary.log_id,
             "lifetime": summary.lifetime,
         }
-        return _json(of_log if readable is not None else of_log | self._figures())
+        return json_response(of_log if readable is not None else of_log | self._figures())
 
     def _figures(self) -> dict[str, Any]:
         """Return the figures of the process, which tell of everybody's events."""
@@ -267,7 +270,7 @@ class Reading:
         trouble, is_known = self._consumer.trouble, request.scope[GRANT] is not None
         if trouble is not None:
             raise Problem(Kind.UNAVAILABLE, trouble if is_known else "the server cannot commit", extra={"ok": False})
-        return _json({"ok": True} | ({"uptime_seconds": round(self._metrics.uptime_s, 3)} if is_known else {}))
+        return json_response({"ok": True} | ({"uptime_seconds": round(self._metrics.uptime_s, 3)} if is_known else {}))
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus metrics. When the store cannot be read they are there without the figures of the log."""
@@ -282,15 +285,19 @@ class Reading:
             "sekali_healthy": float(self._consumer.trouble is None),
             "sekali_uptime_seconds": self._metrics.uptime_s,
         }
+        of_subscriptions: dict[str, dict[str, float]] = {}
         try:
             summary = await self._read(self._store.summary)
-        except StoreBroken:
+            of_subscriptions = await self._subscriptions.samples()
+            gauges["sekali_subscriptions"] = len(await self._subscriptions.all())
+        except (StoreBroken, Unavailable):
             pass
         else:
             gauges["sekali_log_events"] = summary.lifetime.stored
             gauges["sekali_log_topics"] = summary.topics_count
         gauges |= {f"sekali_store_{name}": value for name, value in (await self._read(self._store.gauges)).items()}
-        return Response(self._metrics.scrape(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = self._metrics.scrape(gauges, of_subscriptions)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _each_parameter_once(request: Request) -> None:
@@ -300,8 +307,9 @@ async def _each_parameter_once(request: Request) -> None:
             raise InvalidQuery(name, "given more than once")
 
 
-def _json(document: Any) -> Response:
-    return Response(msgspec.json.encode(document), media_type="application/json")
+def json_response(document: Any, status: int = 200) -> Response:
+    """Answer with a JSON document."""
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
 
 
 def _wants_ndjson(request: Request) -> bool:

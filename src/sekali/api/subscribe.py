@@ -69,18 +69,18 @@ class Subscribing:
         access: Access,
         metrics: Metrics,
         *,
-        heartbeat_s: float = HEARTBEAT_S,
-        look_interval_s: float = LOOK_INTERVAL_S,
+        heartbeat_s: float | None = None,
+        look_interval_s: float | None = None,
     ) -> None:
         self.store = store
         self.feed = feed
         self.access = access
-        self.heartbeat_s = heartbeat_s
+        self.heartbeat_s = HEARTBEAT_S if heartbeat_s is None else heartbeat_s
         self._readers = readers
         self._pages = asyncio.Semaphore(PAGES_MAX)
         self._stopping = stopping
         self._metrics = metrics
-        self._look_interval_s = look_interval_s
+        self._look_interval_s = LOOK_INTERVAL_S if look_interval_s is None else look_interval_s
         self._streams: set[_Stream] = set()
         self._looking: asyncio.Task[None] | None = None
         self.router = APIRouter()

@@ -29,6 +29,7 @@ class EventOut(msgspec.Struct, omit_defaults=True, gc=False):
     seq: int = 0
     duplicates: int = 0
     last_duplicate_at: str | None = None
+    attempt: int = 0  # there where a subscription delivers it
 
 
 class TopicOut(msgspec.Struct):
@@ -113,6 +114,20 @@ def open_position(text: str, parameter: str, summary: Summary) -> int:
 def is_seq(text: str) -> bool:
     """Whether a text is a seq: digits, no more of them than a seq can have."""
     return text.isascii() and text.isdigit() and len(text) < len(str(2**63))
+
+
+def delivered_json(
+    lease: str | None, expires_at_ns: int, events: Sequence[tuple[StoredEvent | Unreadable, int]]
+) -> bytes:
+    """Encode events that a consumer gets, each with the number of its attempt, and the lease that holds them."""
+    out = _events_out([event for event, _ in events])
+    for one, (_, attempt) in zip(out, events, strict=True):
+        if isinstance(one, EventOut):
+            one.attempt = attempt
+        else:
+            one["attempt"] = attempt
+    expires_at = None if lease is None else format_timestamp(expires_at_ns)
+    return _encode({"lease": lease, "expires_at": expires_at, "events": out})
 
 
 def _events_out(events: Sequence[StoredEvent | Unreadable]) -> list[Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sekali.cli import bench, keys, publish, read, server
+from sekali.cli import bench, keys, publish, read, server, subscriptions
 
 app = typer.Typer(
     name="sekali",
@@ -40,6 +40,7 @@ app.command("verify", epilog=server.VERIFY_EPILOG)(server.verify)
 app.command("backup", epilog=server.BACKUP_EPILOG)(server.backup)
 app.command("restore", epilog=server.RESTORE_EPILOG)(server.restore)
 app.add_typer(keys.app, name="keys")
+app.add_typer(subscriptions.app, name="subscriptions")
 app.command("bench", epilog=bench.EPILOG)(bench.bench)
 
 

@@ -162,6 +162,21 @@ class Server:
             raise self._not_sekali(f"{path} is not a JSON object")
         return document
 
+    def send(self, method: str, path: str, document: Any = None) -> dict[str, Any]:
+        """Send a JSON document, and return the object that is the answer; empty where the answer is.
+
+        Only for what may be sent twice: a request that got no answer is sent again. Raises as ``get`` does.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        body = None if document is None else json.dumps(document).encode()
+        response, _ = self._exchange(method, path, headers=headers, body=body)
+        if response.status == 204:
+            return {}
+        answer = _json_object(response.data)
+        if response.status not in {200, 201} or answer is None:
+            raise self._failure(response)
+        return answer
+
     def stream(self, path: str, params: Params | None = None) -> Iterator[bytes]:
         """Yield the lines of an NDJSON stream, without line ends, as they come.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from sekali import jsonvalue
+from sekali.delivery import Change, DeadLetter, Figures, PendingLane, Subscription
 from sekali.event import Batch, Outcome, Verdict
 from sekali.ports import (
     CONFLICT_BYTES_MAX,
@@ -27,6 +28,7 @@ from sekali.ports import (
     Unreadable,
     no_progress,
 )
+from sekali.stores.memory_subscriptions import Subscriptions
 from sekali.topics import matches
 
 
@@ -68,6 +70,7 @@ class MemoryStore:
         self._conflict_bytes_max = conflict_bytes_max
         self._log_id = uuid.uuid4().hex
         self._state = _State()
+        self._subscriptions = Subscriptions(self._state.log)
         self._lock = threading.Lock()
 
     def recover(self, progress: Progress = no_progress) -> None:
@@ -76,11 +79,19 @@ class MemoryStore:
     def prepare(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         return batches
 
-    def commit(self, prepared: Sequence[Sequence[Batch]]) -> list[list[Verdict]]:
+    def prepare_changes(self, changes: Sequence[Change]) -> Sequence[Change]:
+        return changes
+
+    def commit(self, prepared: Sequence[Sequence[Batch | Change]]) -> list[list[Verdict]]:
         with self._lock:
             newest = self._state.log[-1].processed_at_ns if self._state.log else 0
             self._state.processed_at_ns = max(newest, self._clock_ns())
-            verdicts = [self._commit_batch(batch) for batches in prepared for batch in batches]
+            verdicts: list[list[Verdict]] = []
+            for one in (one for group in prepared for one in group):
+                if isinstance(one, Batch):
+                    verdicts.append(self._commit_batch(one))
+                else:
+                    self._subscriptions.apply(one)
             self._drop_oldest_variants()
             return verdicts
 
@@ -284,6 +295,27 @@ class MemoryStore:
     def gauges(self) -> Mapping[str, float]:
         return {}
 
+    def subscriptions(self) -> list[Subscription]:
+        with self._lock:
+            return self._subscriptions.all()
+
+    def pending(self, name: str) -> tuple[int, list[PendingLane]]:
+        with self._lock:
+            return len(self._state.log), self._subscriptions.pending(name)
+
+    def figures(self, name: str, lag_max: int) -> Figures:
+        with self._lock:
+            return self._subscriptions.figures(name, lag_max)
+
+    def dead_letters(self, name: str, after: int, limit: int, seqs: Sequence[int] | None = None) -> list[DeadLetter]:
+        with self._lock:
+            return self._subscriptions.dead_letters(name, after, limit, seqs)
+
+    def first_seq_at(self, processed_at_ns: int) -> int:
+        with self._lock:
+            later = (event.seq for event in self._state.log if event.processed_at_ns >= processed_at_ns)
+            return next(later, len(self._state.log) + 1)
+
     def close(self) -> None:
         """Nothing to release."""
 
@@ -304,6 +336,7 @@ def _matches(event: StoredEvent, query: Query) -> bool:
         and (query.since_ns is None or event.timestamp_ns >= query.since_ns)
         and (query.until_ns is None or event.timestamp_ns < query.until_ns)
         and (query.event_id is None or event.event_id == query.event_id)
+        and (query.seqs is None or event.seq in query.seqs)
         and event.seq > query.after
         and (query.up_to is None or event.seq <= query.up_to)
     )

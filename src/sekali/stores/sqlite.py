@@ -9,6 +9,7 @@ from pathlib import Path
 
 import apsw
 
+from sekali.delivery import Change, DeadLetter, Figures, PendingLane, Subscription
 from sekali.errors import CommitUnknown, DiskFull, StartupError, StoreBroken, Unavailable
 from sekali.event import Batch, Verdict
 from sekali.ports import (
@@ -24,6 +25,7 @@ from sekali.ports import (
     TopicInfo,
     no_progress,
 )
+from sekali.stores import sqlite_subscriptions
 from sekali.stores.checksum import DAMAGE
 from sekali.stores.dedup import RUN_KEYS, DedupIndex
 from sekali.stores.folder import FolderLock, free_bytes, index_folder, make_folder, refuse_network_file_system
@@ -48,6 +50,13 @@ class Prepared:
 
     writes: Writes
     verdicts: list[list[Verdict]]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChanges:
+    """Changes of subscriptions."""
+
+    changes: Sequence[Change]
 
 
 class SqliteStore:
@@ -226,24 +235,31 @@ class SqliteStore:
             raise CommitUnknown(f"an internal error: {error!r}") from error
         return prepared
 
-    def commit(self, prepared: Sequence[Prepared]) -> list[list[Verdict]]:
+    def prepare_changes(self, changes: Sequence[Change]) -> PreparedChanges:
+        return PreparedChanges(changes)
+
+    def commit(self, prepared: Sequence[Prepared | PreparedChanges]) -> list[list[Verdict]]:
         self._lock.require_owner()
+        batches = [one for one in prepared if isinstance(one, Prepared)]
         try:
             self._index.make_room()
             if self._checkpointer is not None:
                 self._checkpointer.between_commits()
             self._writer.execute("BEGIN IMMEDIATE")
             self._conflict_bytes = write(
-                self._writer, [one.writes for one in prepared], self._conflict_bytes, self._conflict_bytes_max
+                self._writer, [one.writes for one in batches], self._conflict_bytes, self._conflict_bytes_max
             )
+            for one in prepared:
+                if isinstance(one, PreparedChanges):
+                    sqlite_subscriptions.apply(self._writer, one.changes)
             self._writer.execute("COMMIT")
         except (apsw.Error, OSError, RunDamaged, SeqsDiffer) as error:
             with suppress(apsw.Error):  # after an I/O error SQLite may have rolled back by itself
                 self._writer.execute("ROLLBACK")
             raise CommitUnknown(f"commit failed: {error}") from error
-        if prepared:
-            self._remember_committed([one.writes for one in prepared])
-        return [verdicts for one in prepared for verdicts in one.verdicts]
+        if batches:
+            self._remember_committed([one.writes for one in batches])
+        return [verdicts for one in batches for verdicts in one.verdicts]
 
     def _remember_committed(self, groups: Sequence[Writes]) -> None:
         assert self._rows is not None and self._committed is not None, "recover comes first"
@@ -256,7 +272,9 @@ class SqliteStore:
         return self._readers.read(query, self._candidates(query))
 
     def _candidates(self, query: Query) -> list[int] | None:
-        """Return the seqs that may have the identity a reader asks for, or None where only a scan can tell."""
+        """Return the seqs that may be what a reader asks for, or None where only a scan can tell."""
+        if query.seqs is not None:
+            return list(query.seqs)
         if query.event_id is None or query.topic is None or not self._index_is_whole:
             return None
         try:
@@ -286,6 +304,26 @@ class SqliteStore:
 
     def summary(self, readable: Readable = None) -> Summary:
         return self._readers.summary(readable)
+
+    def subscriptions(self) -> list[Subscription]:
+        with self._readers.snapshot() as connection:
+            return sqlite_subscriptions.subscriptions(connection)
+
+    def pending(self, name: str) -> tuple[int, list[PendingLane]]:
+        with self._readers.snapshot() as connection:
+            return sqlite_subscriptions.pending(connection, name)
+
+    def figures(self, name: str, lag_max: int) -> Figures:
+        with self._readers.snapshot() as connection:
+            return sqlite_subscriptions.figures(connection, name, lag_max)
+
+    def dead_letters(self, name: str, after: int, limit: int, seqs: Sequence[int] | None = None) -> list[DeadLetter]:
+        with self._readers.snapshot() as connection:
+            return sqlite_subscriptions.dead_letters(connection, name, after, limit, seqs)
+
+    def first_seq_at(self, processed_at_ns: int) -> int:
+        with self._readers.snapshot() as connection:
+            return sqlite_subscriptions.first_seq_at(connection, processed_at_ns)
 
     def gauges(self) -> Mapping[str, float]:
         gauges: dict[str, float] = {}

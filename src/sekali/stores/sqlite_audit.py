@@ -17,6 +17,7 @@ from sekali.stores.high_water import HighWaterMark, MarkDamaged, mark_name, mark
 from sekali.stores.index_files import FolderFiles
 from sekali.stores.sqlite_file import close_quietly, open_reader
 from sekali.stores.sqlite_source_rows import source_faults
+from sekali.stores.sqlite_subscriptions_audit import subscription_faults
 from sekali.topics import topic_fault
 
 FAILURES_LISTED_MAX = 20
@@ -117,6 +118,7 @@ def _audit(connection: apsw.Connection, db_path: Path, progress: Progress) -> Re
         _check_sources(connection),
         _check_references(connection),
         _check_variants(connection),
+        _check_subscriptions(connection),
     ]
     return Report(str(db_path), log_id, events, checks)
 
@@ -286,6 +288,13 @@ def _check_variants(connection: apsw.Connection) -> Check:
             fits = False
         if not fits:
             check.fail(f"a variant of seq {seq} is damaged")
+    return check
+
+
+def _check_subscriptions(connection: apsw.Connection) -> Check:
+    check = Check("subscriptions fit the log")
+    for fault in subscription_faults(connection):
+        check.fail(fault)
     return check
 
 

@@ -33,7 +33,7 @@ def of_topics(connection: apsw.Connection, column: str, readable: Readable) -> l
 def find_topic_ids(connection: apsw.Connection, topic: str | None, readable: Readable) -> list[int]:
     """Find the topics that a reader asks for, a topic or a pattern, and may read; None stands for any."""
     asked = readable or () if topic is None else (topic,)
-    names = {name: topic_id for pattern in asked for topic_id, name in _topics_like(connection, pattern)}
+    names = {name: topic_id for pattern in asked for topic_id, name in topics_like(connection, pattern)}
     return [
         topic_id
         for name, topic_id in names.items()
@@ -41,7 +41,7 @@ def find_topic_ids(connection: apsw.Connection, topic: str | None, readable: Rea
     ]
 
 
-def _topics_like(connection: apsw.Connection, pattern: str) -> Iterator[tuple[int, str]]:
+def topics_like(connection: apsw.Connection, pattern: str) -> Iterator[tuple[int, str]]:
     """Find topics by a pattern, among those alone that begin as it does."""
     if not is_pattern(pattern):
         yield from connection.execute("SELECT topic_id, topic FROM topics WHERE topic = ?", (pattern,))

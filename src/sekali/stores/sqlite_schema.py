@@ -56,7 +56,8 @@ def make_or_migrate(connection: apsw.Connection) -> None:
         return
     with connection:
         if version == 0:
-            connection.execute(resources.files("sekali.stores").joinpath("schema.sql").read_text())
+            for name in ("schema.sql", "schema_subscriptions.sql"):
+                _run(connection, name)
             connection.execute("INSERT INTO log (only, log_id) VALUES (1, '')")
             connection.pragma("application_id", APPLICATION_ID)
         elif version < SCHEMA_VERSION:
@@ -65,12 +66,48 @@ def make_or_migrate(connection: apsw.Connection) -> None:
                 step(connection)
         connection.pragma("user_version", SCHEMA_VERSION)
         # A new file and a backup opened for the first time: both begin a log of their own.
-        connection.execute("UPDATE log SET log_id = ? WHERE log_id = ''", (uuid.uuid4().hex,))
+        if not connection.execute("SELECT log_id FROM log").get:
+            begin_another_log(connection)
 
 
 def begin_another_log(connection: apsw.Connection) -> None:
-    """Give the log another name: positions of readers in what it was are of no use any more."""
+    """Give the log another name: positions of readers in what it was are of no use any more.
+
+    Subscriptions stay, but for what they know of events that are not in it.
+    """
     connection.execute("UPDATE log SET log_id = ?", (uuid.uuid4().hex,))
+    if ahead := _pull_subscriptions_back(connection):
+        log.warning("subscriptions were ahead of the log, and go on from its end", subscriptions=ahead)
+
+
+def _pull_subscriptions_back(connection: apsw.Connection) -> list[str]:
+    """Let no subscription be ahead of the log, and return the names of those that were.
+
+    The log may have lost its end, or be an older one: seqs above its head will be those of other events.
+    """
+    head = connection.execute("SELECT coalesce(max(seq), 0) FROM events").get
+    ahead = [
+        name
+        for (name,) in connection.execute(
+            "SELECT name FROM subscriptions s WHERE position > ?1 OR EXISTS (SELECT 1 FROM subscription_lanes l "
+            "WHERE l.subscription_id = s.subscription_id AND l.cursor > ?1) OR EXISTS (SELECT 1 FROM dead_letters d "
+            "WHERE d.subscription_id = s.subscription_id AND d.seq > ?1) ORDER BY name",
+            (head,),
+        )
+    ]
+    if ahead:
+        connection.execute("UPDATE subscriptions SET position = min(position, ?)", (head,))
+        connection.execute(
+            "UPDATE subscription_lanes SET cursor = ?1, open = (SELECT json_group_array(json(value)) FROM "
+            "json_each(open) WHERE value ->> 0 <= ?1) WHERE cursor > ?1",
+            (head,),
+        )
+        connection.execute("DELETE FROM dead_letters WHERE seq > ?", (head,))
+    return ahead
+
+
+def _run(connection: apsw.Connection, name: str) -> None:
+    connection.execute(resources.files("sekali.stores").joinpath(name).read_text())
 
 
 def _add_checksums_and_commits(connection: apsw.Connection) -> None:
@@ -114,6 +151,11 @@ def _add_sources(connection: apsw.Connection) -> None:
     fill_sources(connection)
 
 
+def _add_sources_and_subscriptions(connection: apsw.Connection) -> None:
+    _add_sources(connection)
+    _run(connection, "schema_subscriptions.sql")
+
+
 # From version 1 to 2, from 2 to 3, …
-_STEPS: list[Callable[[apsw.Connection], None]] = [_add_checksums_and_commits, _add_sources]
+_STEPS: list[Callable[[apsw.Connection], None]] = [_add_checksums_and_commits, _add_sources_and_subscriptions]
 assert len(_STEPS) == SCHEMA_VERSION - 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from sekali.delivery import Change, DeadLetter, Figures, PendingLane, Subscription
 from sekali.errors import CommitUnknown
 from sekali.event import Batch, Verdict
 from sekali.ports import (
@@ -35,8 +36,26 @@ class WrappedStore:
     def prepare(self, batches: Sequence[Batch]) -> Any:
         return self._store.prepare(batches)
 
+    def prepare_changes(self, changes: Sequence[Change]) -> Any:
+        return self._store.prepare_changes(changes)
+
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
         return self._store.commit(prepared)
+
+    def subscriptions(self) -> list[Subscription]:
+        return self._store.subscriptions()
+
+    def pending(self, name: str) -> tuple[int, list[PendingLane]]:
+        return self._store.pending(name)
+
+    def figures(self, name: str, lag_max: int) -> Figures:
+        return self._store.figures(name, lag_max)
+
+    def dead_letters(self, name: str, after: int, limit: int, seqs: Sequence[int] | None = None) -> list[DeadLetter]:
+        return self._store.dead_letters(name, after, limit, seqs)
+
+    def first_seq_at(self, processed_at_ns: int) -> int:
+        return self._store.first_seq_at(processed_at_ns)
 
     def read(self, query: Query) -> Page:
         return self._store.read(query)
@@ -119,6 +138,9 @@ class DuplicatingStore(WrappedStore):
 
     def prepare(self, batches: Sequence[Batch]) -> Any:
         return super().prepare([*batches, *batches]), len(batches)
+
+    def prepare_changes(self, changes: Sequence[Change]) -> Any:
+        return super().prepare_changes(changes), 0
 
     def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
         verdicts = iter(super().commit([inner for inner, _ in prepared]))
