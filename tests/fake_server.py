@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+DEADLINE_S = 30.0  # only ever reached by a test that fails
 HANG_UP = "hang up"
 """An answer that is none: the connection is closed."""
 USUAL = "usual"
@@ -56,11 +57,22 @@ class FakeServer:
         self.events: dict[tuple[str, str], dict[str, Any]] = {}
         self.batch_events_max = 10_000
         self.url = ""
-        self._lock = threading.Lock()
+        self.gate = threading.Event()
+        """While it is not set, requests come in and are not answered."""
+        self.gate.set()
+        self._lock = threading.Condition()
+
+    def wait_for_requests(self, count: int) -> None:
+        """Wait until so many came in."""
+        with self._lock:
+            assert self._lock.wait_for(lambda: len(self.requests) >= count, DEADLINE_S), f"not {count} requests"
 
     def reply(self, request: Request) -> Reply | str:
         with self._lock:
             self.requests.append(request)
+            self._lock.notify_all()
+        assert self.gate.wait(DEADLINE_S), "the gate stayed shut"
+        with self._lock:
             scripted = self.script.popleft() if self.script else USUAL
             if scripted != USUAL:
                 return scripted
@@ -135,5 +147,6 @@ def fake_server() -> Iterator[FakeServer]:
         try:
             yield fake
         finally:
+            fake.gate.set()
             server.shutdown()
             thread.join()

@@ -1,5 +1,6 @@
 """Servers for tests: one for each module, and as many of its own as a test wants. All of them are ended."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from e2e.server import Client, ServerProcess
+from sekali.bench.peers import postgres as postgres_peer
 
 Launch = Callable[..., ServerProcess]
 
@@ -23,6 +25,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def http(server: ServerProcess) -> Client:
     return server.http
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL server, for whoever makes a database of his own there."""
+    # Not in a folder of pytest's, which its user may not enter.
+    with tempfile.TemporaryDirectory() as folder, postgres_peer.server(Path(folder), "fsync=off") as address:
+        yield address
 
 
 @pytest.fixture

@@ -145,9 +145,8 @@ def test_followers_that_come_at_any_moment_of_a_load_see_everything_once(launch:
         with progress:
             assert progress.wait_for(lambda moment=moment: answered >= moment, 30)  # type: ignore[misc]
         pattern = patterns[len(streams) % len(patterns)]
-        params: dict[str, Any] = {"after": rng.choice(["earliest", "latest"])} | (
-            {} if pattern is None else {"topic": pattern}
-        )
+        params: dict[str, Any] = {"after": rng.choice(["earliest", "latest"])}
+        params |= {} if pattern is None else {"topic": pattern}
         stream = EventStream(server.port, **params).open()
         reader = threading.Thread(target=_read_until_closed, args=(stream,))
         reader.start()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from sekali.client.errors import TooLarge
 from sekali.client.http import Answer, Server
@@ -9,6 +10,16 @@ from sekali.client.lines import Item
 
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
 FLUSH_AFTER_S = 0.2
+
+
+class Sendable(Protocol):
+    """What can be part of a request. ``event`` is a JSON object on one line."""
+
+    @property
+    def event(self) -> bytes: ...
+
+
+T = TypeVar("T", bound=Sendable)
 
 
 def batches(
@@ -43,7 +54,7 @@ def batches(
         yield batch
 
 
-def publish_batch(server: Server, batch: list[Item]) -> Iterator[tuple[list[Item], Answer]]:
+def publish_batch(server: Server, batch: list[T]) -> Iterator[tuple[list[T], Answer]]:
     """Publish a batch, in halves as often as the server finds it too large. Yields each part and its answer.
 
     An event that is too large all alone is answered ``invalid``.

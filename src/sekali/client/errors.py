@@ -6,7 +6,11 @@ class ClientError(Exception):
 
 
 class Unreachable(ClientError):
-    """The server was not there, or not able, until it was time to give up."""
+    """The server was not there, or not able, until it was time to give up. It asked to wait ``retry_after_s`` more."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NotSekali(ClientError):
@@ -35,3 +39,19 @@ class Gone(Refused):
 
 class InputFailed(ClientError):
     """A file that was to be published cannot be read."""
+
+
+class BufferFull(ClientError):
+    """There was no room for an event, so it was dropped or not taken."""
+
+
+class PublisherClosed(ClientError):
+    """The publisher was closed before the event was published or answered. If it was sent, it may be stored."""
+
+
+class OutboxFailed(ClientError):
+    """An event could not be put on disk. It may be there all the same: publish the same ``Event`` again."""
+
+
+class NoTransaction(ClientError):
+    """The connection has no transaction open, so what was to happen together would not."""

@@ -256,17 +256,18 @@ class Server:
                     return response, self._clock() - started_s
                 reason, hint = _problem(response), "Look at the server's log and /healthz, and try again"
                 retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
-            except urllib3.exceptions.SSLError as error:
-                raise NotSekali(
-                    f"{self.url}: no secure connection ({_reason(error)}). Check the name in the URL and the server's "
-                    "certificate; if a CA of your own has signed it, name that: SEKALI_CA_FILE or --ca-file"
-                ) from error
             except urllib3.exceptions.HTTPError as error:
+                if isinstance(error, urllib3.exceptions.SSLError) and not _hung_up(error):
+                    raise NotSekali(
+                        f"{self.url}: no secure connection ({_reason(error)}). Check the name in the URL and "
+                        "the server's certificate; if a CA of your own has signed it, name that: SEKALI_CA_FILE or "
+                        "--ca-file"
+                    ) from error
                 reason = _reason(error)
             wait_s = patience.next_wait_s(retry_after_s)
             if wait_s is None:
                 attempts = f" (attempts: {patience.failures})" if patience.failures > 1 else ""
-                raise Unreachable(f"{self.url}: {reason}{attempts}. {hint}")
+                raise Unreachable(f"{self.url}: {reason}{attempts}. {hint}", retry_after_s)
             self._on_wait(reason, patience.failures)
             self._sleep(wait_s)
 
@@ -345,6 +346,11 @@ def _problem(response: urllib3.BaseHTTPResponse) -> str:
         return f"answered {response.status} {response.reason or ''}".rstrip()
     detail = document.get("detail")
     return f"{document['title']}: {detail}" if detail else str(document["title"])
+
+
+def _hung_up(error: urllib3.exceptions.SSLError) -> bool:
+    """Tell a connection that ended while it was being secured, as when a server restarts, from one that is refused."""
+    return isinstance(error.args[0], ssl.SSLEOFError | ssl.SSLZeroReturnError)
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable
-from threading import Lock
+from threading import RLock
 
 _COUNTER_BITS = 42
 _TAIL_BITS = 32
@@ -30,7 +30,7 @@ class Uuid7:
     ) -> None:
         self._clock_ns = clock_ns
         self._random_bits = random_bits
-        self._lock = Lock()
+        self._lock = RLock()  # a signal handler may want an id while its own thread makes one
         self._ms = -1
         self._counter = 0
 

@@ -39,12 +39,12 @@ def _programs() -> Path:
 
 
 @contextlib.contextmanager
-def connected(folder: Path, *, connections: int) -> Iterator[Send]:
-    """Run a server in ``folder`` and give what inserts into it, over so many connections at once.
+def server(folder: Path, *settings: str) -> Iterator[str]:
+    """Run a server in ``folder`` with settings such as ``shared_buffers=1GB``, and give its address.
 
     Raises:
         Missing: it is not installed.
-        BenchFailed: it does not start, or does not sync.
+        BenchFailed: it does not start.
 
     """
     require_modules("psycopg")
@@ -57,17 +57,34 @@ def connected(folder: Path, *, connections: int) -> Iterator[Send]:
     if made.returncode != 0:
         raise BenchFailed(f"initdb failed: {made.stderr[-1000:]}")
     address = f"host=127.0.0.1 port={port} user=bench dbname=postgres"
-    settings = ["-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-    # What anyone would set first; the defaults are for a machine of decades ago.
-    settings += ["-c", "shared_buffers=1GB", "-c", "max_wal_size=4GB"]
-    server = [*as_user, str(programs / "postgres"), "-D", str(data), *settings]
+    settings = (f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", *settings)
+    command = [*as_user, str(programs / "postgres"), "-D", str(data)]
+    command += [argument for setting in settings for argument in ("-c", setting)]
 
     def answers() -> bool:
         with contextlib.suppress(psycopg.OperationalError), psycopg.connect(address, connect_timeout=1):
             return True
         return False
 
-    with running(server, folder / "postgres.log", answers), contextlib.ExitStack() as stack:
+    with running(command, folder / "postgres.log", answers):
+        yield address
+
+
+@contextlib.contextmanager
+def connected(folder: Path, *, connections: int) -> Iterator[Send]:
+    """Run a server in ``folder`` and give what inserts into it, over so many connections at once.
+
+    Raises:
+        Missing: it is not installed.
+        BenchFailed: it does not start, or does not sync.
+
+    """
+    require_modules("psycopg")
+    import psycopg  # noqa: PLC0415 - an extra
+
+    with contextlib.ExitStack() as stack:
+        # What anyone would set first; the defaults are for a machine of decades ago.
+        address = stack.enter_context(server(folder, "shared_buffers=1GB", "max_wal_size=4GB"))
         opened = [stack.enter_context(psycopg.connect(address, autocommit=True)) for _ in range(connections)]
         for setting in ("fsync", "synchronous_commit"):
             if (found := opened[0].execute(f"SHOW {setting}").fetchone()) != ("on",):
