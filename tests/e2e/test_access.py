@@ -59,7 +59,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     with ServerProcess(db_path, BOOTSTRAP_KEY=BOOTSTRAP) as server:
         server.http = Client(server.url, key=BOOTSTRAP)
         for number in range(4):
-            events = [event(topic, f"{number}") for topic in ("hidden/x", "shop/a", "shop/b", "log")]
+            events = [event(topic, f"{number}", source_seq=number) for topic in ("hidden/x", "shop/a", "shop/b", "log")]
             assert server.http.publish(events).status == 200
         server.http.publish([event("hidden/x", "1", payload="other"), event("shop/b", "1", payload="other")])
         server.http.publish([event("hidden/x", "2"), event("shop/a", "2")])
@@ -78,6 +78,8 @@ ROUTES: dict[str, Ask] = {
     "events of a pattern": lambda http: http.get("/events", topic="shop/*"),
     "stream": lambda http: http.request("GET", "/events", headers={"Accept": NDJSON}),
     "topics": lambda http: http.get("/topics"),
+    "sources": lambda http: http.get("/sources"),
+    "sources of a topic": lambda http: http.get("/sources", topic="shop/a"),
     "conflicts": lambda http: http.get("/conflicts"),
     "exists": lambda http: http.request("POST", "/exists", body=ASK),
     "stats": lambda http: http.get("/stats"),
@@ -155,13 +157,14 @@ ALLOWED: dict[str, set[str]] = {
     "one topic": PUBLISHING | READING,
     "publisher": PUBLISHING,
     "reader": READING | {"metrics"},
-    "elsewhere": READING - {"events of a topic", "exists"},
+    "elsewhere": READING - {"events of a topic", "sources of a topic", "exists"},
     "admin": ALL,
     "bootstrap": ALL,
 }
 MISSING = {
     "metrics": "read:**",
     "events of a topic": "read:shop/a",
+    "sources of a topic": "read:shop/a",
     "exists": "read:shop/a",
 }
 
@@ -267,6 +270,10 @@ def test_only_what_may_be_read_is_there(guarded: Guarded) -> None:
     assert [line["topic"] for page in http.pages("/topics", limit=1) for line in page] == ["shop/a", "shop/b"]
     assert [(one["topic"], one["event_id"]) for one in http.get_json("/conflicts")] == [("shop/b", "1")]
     assert [one["topic"] for page in http.pages("/conflicts", limit=1) for one in page] == ["shop/b"]
+    numbered = [one for one in admin.get_json("/sources") if one["topic"].startswith("shop/")]
+    assert http.get_json("/sources") == numbered and 0 < len(numbered) < len(admin.get_json("/sources"))
+    assert [one for page in http.pages("/sources", limit=1) for one in page] == numbered
+    assert http.get_json("/sources", topic="hidden/*") == []
     assert topics_of(guarded("one topic")) == ["shop/a"]
     assert topics_of(guarded("reader")) == topics_of(admin)
 

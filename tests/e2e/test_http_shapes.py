@@ -29,6 +29,7 @@ ROUTES = [
     "/exists",
     "/events",
     "/topics",
+    "/sources",
     "/conflicts",
     "/stats",
     "/healthz",

@@ -129,7 +129,9 @@ def test_client_that_leaves_before_its_answer(launch: Launch, leave: Leave) -> N
 
 
 @pytest.mark.parametrize("leave", LEAVES.values(), ids=LEAVES)
-@pytest.mark.parametrize("path", ["/events", "/stats", "/topics", "/conflicts", "/metrics", "/exists", "/docs"])
+@pytest.mark.parametrize(
+    "path", ["/events", "/stats", "/topics", "/sources", "/conflicts", "/metrics", "/exists", "/docs"]
+)
 def test_reader_that_leaves_at_any_time(left: ServerProcess, path: str, leave: Leave) -> None:
     wait_until_nothing_is_held(left)
     open_before = sockets(left)

@@ -269,7 +269,7 @@ def check_topics(server: ServerProcess, value: float) -> None:
 
 
 def check_page_events(server: ServerProcess, value: float) -> None:
-    for path in ("/events", "/topics", "/conflicts"):
+    for path in ("/events", "/topics", "/sources", "/conflicts"):
         assert server.http.get(path, limit=int(value)).status == 200
         assert_problem(server.http.get(path, limit=int(value) + 1), 422, "limit")
 

@@ -49,7 +49,7 @@ def everything_is_strict_json(server: ServerProcess) -> Iterator[None]:
     strict = [json.loads(line, parse_constant=_refuse, object_pairs_hook=_no_key_twice) for line in lines]
     assert [msgspec.json.decode(line) for line in lines] == strict == pages
     assert len(strict) == metric(server.http, "sekali_log_events") > 100
-    for path in ("/topics", "/conflicts"):
+    for path in ("/topics", "/sources", "/conflicts"):
         data = server.http.get(path, limit=10_000).data
         json.loads(data, parse_constant=_refuse, object_pairs_hook=_no_key_twice)
         msgspec.json.decode(data)

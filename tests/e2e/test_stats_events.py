@@ -368,7 +368,7 @@ def test_bad_parameter_is_422_and_named(http: Client, parameter: str, query: dic
     _assert_names(http.get("/events", **query), 422, parameter)
 
 
-@pytest.mark.parametrize("path", ["/topics", "/conflicts"])
+@pytest.mark.parametrize("path", ["/topics", "/sources", "/conflicts"])
 @pytest.mark.parametrize("query", [{"limit": 0}, {"limit": "x"}, {"cursor": "x"}], ids=str)
 def test_bad_parameter_of_a_listing_is_422_and_named(http: Client, path: str, query: dict[str, Any]) -> None:
     _assert_names(http.get(path, **query), 422, next(iter(query)))
@@ -405,13 +405,14 @@ def test_cursor_of_another_order_or_listing_is_422(corpus: Corpus, order: str) -
             _assert_names(corpus.http.get("/events", cursor=cursor, order=other), 422, "cursor")
     _assert_names(corpus.http.get("/topics", cursor=cursor), 422, "cursor")
     _assert_names(corpus.http.get("/conflicts", cursor=cursor), 422, "cursor")
+    _assert_names(corpus.http.get("/sources", cursor=cursor), 422, "cursor")
     _assert_names(corpus.http.get("/events", cursor=_cursor(corpus.http, "/topics"), order=order), 422, "cursor")
 
 
-@pytest.mark.parametrize("path", ["/events", "/topics", "/conflicts"])
+@pytest.mark.parametrize("path", ["/events", "/topics", "/sources", "/conflicts"])
 def test_cursor_of_another_log_is_410(http: Client, corpus: Corpus, path: str) -> None:
     for number in range(2):
-        corpus.http.publish([event(f"two/{number}", "1"), event(f"two/{number}", "1", payload="variant")])
+        corpus.http.publish([event(f"two/{number}", "1", source_seq=1), event(f"two/{number}", "1", payload="variant")])
     _assert_names(http.get(path, cursor=_cursor(corpus.http, path)), 410, None)
 
 
@@ -548,6 +549,7 @@ ROUTES = {
     ("get", "/stats"),
     ("get", "/healthz"),
     ("get", "/topics"),
+    ("get", "/sources"),
     ("get", "/conflicts"),
     ("post", "/exists"),
     ("get", "/metrics"),
@@ -590,7 +592,7 @@ def test_openapi_is_true_for_real_answers(launch: Launch) -> None:
         assert response.status == status
         contract.check(response, "post", "/exists")
 
-    for path in ("/events", "/stats", "/healthz", "/topics", "/conflicts", "/metrics"):
+    for path in ("/events", "/stats", "/healthz", "/topics", "/sources", "/conflicts", "/metrics"):
         get(200, path)
     publish(200, [event("a", "1"), event("a", "1"), event("a", "1", payload=0), event("a", "2", source_seq=1), {}])
     publish(200, [])
@@ -603,7 +605,7 @@ def test_openapi_is_true_for_real_answers(launch: Launch) -> None:
     publish(400, b"{")
     publish(413, b" " * 5001)
     publish(415, b"{}", content_type="text/plain")
-    for path in ("/events", "/stats", "/healthz", "/topics", "/conflicts", "/metrics"):
+    for path in ("/events", "/stats", "/healthz", "/topics", "/sources", "/conflicts", "/metrics"):
         get(200, path)
     get(422, "/events", order="x")
     get(410, "/events", after=10**6)

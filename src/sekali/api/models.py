@@ -126,7 +126,7 @@ class Source(BaseModel):
     highest: int = Field(description="The highest number that ever came.")
     received: int = Field(description="Of the numbers asked about, those that came.")
     missing: int = Field(description="Of the numbers asked about, those that did not come.")
-    complete: bool = Field(description="Nothing is missing.")
+    completeness: float = Field(description="Share of the numbers asked about that came; 1 only if none is missing.")
     missing_ranges: list[tuple[int, int]] = Field(description="First and last number of each; the first hundred.")
     missing_ranges_count: int
     repeated: int = Field(description="Events with a number that another event had before.")

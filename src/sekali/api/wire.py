@@ -53,7 +53,7 @@ class SourceOut(msgspec.Struct):
     highest: int
     received: int
     missing: int
-    complete: bool
+    completeness: float
     missing_ranges: list[tuple[int, int]]
     missing_ranges_count: int
     repeated: int
@@ -183,7 +183,7 @@ def sources_json(sources: Sequence[SourceInfo]) -> bytes:
                 info.highest,
                 info.received,
                 info.missing,
-                info.missing == 0,
+                _completeness(info),
                 info.missing_ranges,
                 info.missing_ranges_count,
                 info.repeated,
@@ -192,6 +192,12 @@ def sources_json(sources: Sequence[SourceInfo]) -> bytes:
             for info in sources
         ]
     )
+
+
+def _completeness(info: SourceInfo) -> float:
+    """Return the share that came, cut to six digits, so that it is 1 only where nothing is missing."""
+    asked = info.received + info.missing
+    return (info.received * 1_000_000 // asked) / 1_000_000 if asked else 1.0
 
 
 def conflicts_json(conflicts: Sequence[Conflict]) -> bytes:
