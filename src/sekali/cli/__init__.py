@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sekali.cli import bench, keys, publish, read, server, subscriptions
+from sekali.cli import bench, keys, publish, read, server, sources, subscriptions
 
 app = typer.Typer(
     name="sekali",
@@ -35,6 +35,7 @@ app.command("serve", epilog=server.SERVE_EPILOG)(server.serve)
 app.command("publish", epilog=publish.EPILOG)(publish.publish)
 app.command("events", epilog=read.EVENTS_EPILOG)(read.events)
 app.command("tail", epilog=read.TAIL_EPILOG)(read.tail)
+app.command("sources", epilog=sources.EPILOG)(sources.sources)
 app.command("stats", epilog=read.STATS_EPILOG)(read.stats)
 app.command("verify", epilog=server.VERIFY_EPILOG)(server.verify)
 app.command("backup", epilog=server.BACKUP_EPILOG)(server.backup)
