@@ -176,7 +176,7 @@ class House:
     ) -> tuple[Connection, "asyncio.Task[None]"]:
         """Begin a stream; return its connection, and the task that writes it."""
         connection = Connection()
-        scope = {"type": "http", "headers": [], GRANT: grant, "state": {CONNECTION: connection}}
+        scope = {"type": "http", "http_version": "1.1", "headers": [], GRANT: grant, "state": {CONNECTION: connection}}
 
         async def stream() -> None:
             answer = await self.subscribing.subscribe(Request(scope), topic, after, last_event_id)

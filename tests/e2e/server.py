@@ -467,12 +467,13 @@ class RawConnection:
 
     def receive_answer(self) -> bytes:
         """Return one whole answer that says its length."""
-        data = self._receive_until(b"", lambda data: b"\r\n\r\n" in data)
+        data = self.receive_until(b"", lambda data: b"\r\n\r\n" in data)
         head, _, _ = data.partition(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length:")[2].split()[0])
-        return self._receive_until(data, lambda data: len(data) >= len(head) + 4 + length)
+        return self.receive_until(data, lambda data: len(data) >= len(head) + 4 + length)
 
-    def _receive_until(self, data: bytes, complete: Callable[[bytes], bool]) -> bytes:
+    def receive_until(self, data: bytes, complete: Callable[[bytes], bool]) -> bytes:
+        """Receive more than ``data``, until all of it is complete, and return that."""
         while not complete(data):
             chunk = self.socket.recv(65536)
             assert chunk, f"the connection ended after {data!r}"

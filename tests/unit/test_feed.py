@@ -231,6 +231,24 @@ def test_history_first_then_live_without_a_gap_or_a_repeat_at_the_seam() -> None
     in_house(test)
 
 
+def test_who_comes_while_something_is_read_misses_nothing_of_what_only_he_wants() -> None:
+    async def test(house: House) -> None:
+        there, _ = house.subscribe("a/*")
+        await house.settle()
+        house.publish("a/1")
+        await house.spin()  # the feed reads that, and lets nobody in meanwhile
+        comes, _ = house.subscribe("b/1")
+        await house.spin()
+        assert house.readers.run_one()
+        await house.spin()
+        assert comes.messages == []
+        house.publish("a/1", "b/1")  # told while nobody wants b/1
+        await house.settle()
+        assert (there.seqs, comes.seqs) == ([1, 2], [3])
+
+    in_house(test)
+
+
 def test_an_event_is_read_once_and_encoded_once_however_many_take_it() -> None:
     async def test(house: House) -> None:
         followers = [house.subscribe(pattern)[0] for pattern in (None, "**", "a/*", "a/1", "b/1", "nothing/*") * 5]
