@@ -12,7 +12,7 @@ from typing import Any
 
 from e2e.points import FAULT_FILE, RUN_KEYS, open_with_points
 from sekali import consumer, service, writer
-from sekali.api import publish, subscribe
+from sekali.api import publish, subscribe, wire
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
@@ -114,7 +114,7 @@ def _open_and_lack_memory(settings: ServerSettings) -> EventStore:
 
 def _resume_elsewhere(by: int) -> None:
     """Let streams go on so many events behind where their readers were."""
-    api_wire: Any = subscribe.wire  # what is replaced is not meant to be
+    api_wire: Any = wire  # what is replaced is not meant to be
     open_position = api_wire.open_position
     api_wire.open_position = lambda *arguments: max(open_position(*arguments) + by, 0)
 
