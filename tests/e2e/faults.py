@@ -134,8 +134,21 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "quick-heartbeats": WrappedStore,
     "resumers-skipped": WrappedStore,
     "resumers-repeated": WrappedStore,
+    "ending-streams": WrappedStore,
     "hanging": HeldWhileTold,
 }
+
+
+def _end_streams() -> None:
+    """Let streams of ``/subscribe`` end once they have begun, for clients that wait for the end of every answer."""
+    stream: Any = subscribe._Stream  # what is replaced is not meant to be
+
+    async def end(self: Any) -> None:
+        return None
+
+    stream._run = end
+
+
 RESUMED_ELSEWHERE = {"resumers-skipped": 1, "resumers-repeated": -1}
 OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
     "small-runs": _open_with_small_runs,
@@ -153,6 +166,8 @@ def main() -> int:
         subscribe.HEARTBEAT_S, subscribe.LOOK_INTERVAL_S = 0.05, 0.02
     if kind in RESUMED_ELSEWHERE:
         _resume_elsewhere(RESUMED_ELSEWHERE[kind])
+    if kind == "ending-streams":
+        _end_streams()
     if kind == "hanging":
         consumer.COMMIT_TIMEOUT_S = 0.1
         consumer.LOOK_INTERVAL_S = 0.01

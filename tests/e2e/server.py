@@ -85,7 +85,11 @@ class Response:
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self.status = response.status
         self.headers = response.headers
-        self.data = response.data
+        if response.headers.get("Content-Type") == "text/event-stream":  # has no end: this is its beginning
+            self.data = next(response.stream(65536))
+            response.close()
+        else:
+            self.data = response.data
 
     def json(self) -> Any:
         return json.loads(self.data, parse_constant=_not_json)
@@ -141,7 +145,10 @@ class Client:
         fields = None if params is None else {name: str(value) for name, value in params.items()}
         target = path if fields is None else f"{path}?{urlencode(fields)}"
         sent = self._headers | dict(headers or {})
-        return Response(self._pool.urlopen(method, target, body=body, headers=sent, redirect=False))
+        whole = not path.startswith("/subscribe?") and path != "/subscribe"
+        return Response(
+            self._pool.urlopen(method, target, body=body, headers=sent, redirect=False, preload_content=whole)
+        )
 
     def publish(self, document: Any, prefer: str | None = None) -> Response:
         """Publish a JSON document, or bytes as they are."""
