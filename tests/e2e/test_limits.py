@@ -286,8 +286,8 @@ def check_errors(server: ServerProcess, value: float) -> None:
 
 
 # The store's own rules: tests/contract has the one, for 64 MiB of variants take a while to send, and
-# tests/unit/test_sqlite_file.py the other, for a query of ten seconds takes as long. Of streams: tests/unit/test_feed.py
-# and tests/e2e/test_subscribe.py.
+# tests/unit/test_sqlite_file.py the other, for a query of ten seconds takes as long. Those of streams are in
+# tests/unit/test_feed.py and tests/e2e/test_subscribe.py.
 CHECKED_ELSEWHERE = {
     "variants kept for `/conflicts`",
     "the reading of one page",
