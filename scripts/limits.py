@@ -85,9 +85,7 @@ LIMITS = {
     ),
     "A stream of `/subscribe`": (
         Limit("without anything sent on it", HEARTBEAT_S, "s", "a comment is sent"),
-        Limit(
-            "what was committed last, for all streams together", RING_BYTES_MAX, "bytes", "each reads older itself"
-        ),
+        Limit("what was committed last, for all streams together", RING_BYTES_MAX, "bytes", "each reads older itself"),
         Limit("what a stream reads by itself at a time", PAGE_BYTES, "bytes", "the next part, once that is taken"),
     ),
 }

@@ -1,9 +1,7 @@
-"""``/subscribe`` and ``sekali tail`` over real sockets: history and live, once and in order, whatever breaks."""
+"""``/subscribe`` over real sockets: history and live, once and in order, whatever breaks."""
 
 import json
 import random
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,15 +15,12 @@ from rich.console import Console
 from e2e.conftest import Launch
 from e2e.server import (
     NDJSON,
-    SEKALI,
     Client,
     RawConnection,
     ServerProcess,
-    clean_environment,
     event,
     lasting_port,
     run_sekali,
-    verify,
     wait_until,
 )
 from event_stream import EventStream
@@ -400,50 +395,6 @@ def test_the_end_of_the_server_ends_streams_at_once_and_in_order(launch: Launch,
     assert not stalled.decoder.complete
     told = [line["event"] for line in server.log]
     assert not [line for line in told if "timeout" in line or "Exception" in line], told
-
-
-@contextmanager
-def _tail(server: ServerProcess, *options: str) -> Iterator["subprocess.Popen[str]"]:
-    process = subprocess.Popen(
-        [SEKALI, "tail", "--url", f"http://127.0.0.1:{server.port}", "--json", *options],
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize("end", ["stop", "kill"])
-def test_tail_goes_on_through_restarts_without_a_gap_or_a_repeat(launch: Launch, end: str) -> None:
-    server = launch(PORT=lasting_port())
-    seqs = publish(server.http, "t/0", *range(100))
-    with _tail(server, "--after", "earliest", "--topic", "t/*") as process:
-        assert process.stdout is not None and process.stderr is not None
-        shown: list[int] = []
-        for number in range(3):
-            while len(shown) < len(seqs):
-                shown.append(json.loads(process.stdout.readline())["seq"])
-            if end == "kill":
-                server.kill()
-            else:
-                assert server.terminate() == 0
-            server.start()
-            publish(server.http, "elsewhere", number)
-            seqs += publish(server.http, "t/1", *range(100 * number, 100 * number + 100))
-        while len(shown) < len(seqs):
-            shown.append(json.loads(process.stdout.readline())["seq"])
-        assert shown == seqs
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        assert process.stdout.read() == ""
-        assert "waiting for the server" in process.stderr.read()
-    assert server.terminate() == 0
-    verify(server.db_path)
 
 
 def test_the_client_follows_a_server_that_is_killed_again_and_again(launch: Launch) -> None:
