@@ -209,7 +209,7 @@ def test_a_parameter_is_given_once(http: Client) -> None:
 def test_an_older_http_gets_no_chunks(server: ServerProcess) -> None:
     with RawConnection(server.port) as connection:
         connection.send(b"GET /subscribe HTTP/1.0\r\nHost: localhost\r\n\r\n")
-        head, _, body = connection.receive_all().partition(b"\r\n\r\n")
+        head, _, body = connection.receive_answer().partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     assert lines[0].startswith(b"http/1.1 426 ")
     assert {b"upgrade: http/1.1", b"connection: upgrade, close"} <= set(lines)
