@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from sekali.api.connections import TAKEN_BYTES_MIN
 from sekali.api.encoding import MEMBERS_MAX
 from sekali.api.protocol import HEADER_BYTES_MAX, HEADER_COUNT_MAX, PIPELINED_MAX
+from sekali.api.subscribe import HEARTBEAT_S, PAGE_BYTES
 from sekali.api.verdicts import ERRORS_LISTED_MAX
 from sekali.event import EVENT_ID_BYTES_MAX, SOURCE_BYTES_MAX, SOURCE_SEQ_MAX
+from sekali.feed import RING_BYTES_MAX
 from sekali.jsonvalue import DEPTH_MAX, NUMBER_CHARACTERS_MAX
 from sekali.ports import CONFLICT_BYTES_MAX, PAGE_BYTES_MAX, PAGE_EVENTS_MAX
 from sekali.settings import ServerSettings
@@ -80,5 +82,10 @@ LIMITS = {
         Limit("a page, or a part of a stream", PAGE_BYTES_MAX, "bytes", "it ends there, and a next one follows"),
         Limit("places in `errors`", ERRORS_LISTED_MAX, "", "the others are in `results` only"),
         Limit("variants kept for `/conflicts`", CONFLICT_BYTES_MAX, "bytes", "the oldest go, their counts stay"),
+    ),
+    "A stream of `/subscribe`": (
+        Limit("without anything sent on it", HEARTBEAT_S, "s", "a comment is sent"),
+        Limit("what was committed last, for all streams together", RING_BYTES_MAX, "bytes", "each reads older itself"),
+        Limit("what a stream reads by itself at a time", PAGE_BYTES, "bytes", "the next part, once that is taken"),
     ),
 }

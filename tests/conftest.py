@@ -12,6 +12,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--deliveries-seconds", type=float, metavar="S", help="tests/crash/test_deliveries.py: consume for so long"
     )
     group.addoption(
+        "--followers-events", type=int, metavar="N", help="tests/e2e/test_coming_and_going.py: follow N events"
+    )
+    group.addoption("--followers-seed", type=int, metavar="SEED", help="the seed of a run to repeat")
+    group.addoption("--followers-report", metavar="FILE", help="write the figures there as JSON")
+    group.addoption(
         "--every-operation", action="store_true", help="tests/crash/test_every_operation.py: try every fault everywhere"
     )
     group.addoption(

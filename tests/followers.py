@@ -73,12 +73,13 @@ class FailingReads(WrappedStore):
 
 
 class Connection:
-    """The connection of one stream. It takes what is sent while it is ``open``."""
+    """The connection of one stream. It takes what is sent while ``open``; with ``takes_one`` one piece."""
 
     def __init__(self) -> None:
         self.is_endless = False
         self.open = asyncio.Event()
         self.open.set()
+        self.takes_one = False
         self.left = asyncio.Event()
         self.cuts: list[Ending] = []
         self.messages: list[dict[str, Any]] = []
@@ -106,6 +107,8 @@ class Connection:
     async def send(self, message: Any) -> None:
         if not self.left.is_set():
             self.messages.append(message)
+            if self.takes_one:
+                self.open.clear()
 
     @property
     def bodies(self) -> list[bytes]:
@@ -176,7 +179,7 @@ class House:
     ) -> tuple[Connection, "asyncio.Task[None]"]:
         """Begin a stream; return its connection, and the task that writes it."""
         connection = Connection()
-        scope = {"type": "http", "headers": [], GRANT: grant, "state": {CONNECTION: connection}}
+        scope = {"type": "http", "http_version": "1.1", "headers": [], GRANT: grant, "state": {CONNECTION: connection}}
 
         async def stream() -> None:
             answer = await self.subscribing.subscribe(Request(scope), topic, after, last_event_id)

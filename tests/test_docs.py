@@ -33,7 +33,7 @@ def test_every_setting_is_in_the_reference() -> None:
 def test_every_route_is_in_the_reference() -> None:
     paths = re.findall(r'"(/[a-z.]+)", self\.', (ROOT / "src/sekali/api/read.py").read_text())
     assert len(paths) >= 7
-    for path in [*paths, "/publish", "/openapi.json", "/docs"]:
+    for path in [*paths, "/publish", "/subscribe", "/openapi.json", "/docs"]:
         assert f"`{path}`" in HTTP_PAGE or f" {path}`" in HTTP_PAGE, path
 
 

@@ -173,6 +173,8 @@ class Feed:
         async with self._reading:
             self._note(newest)
             group = self._groups.join(pattern, readable)
+            if self.head < self._told:  # of what was told before it came, nobody asked what it wants
+                self._wanted = None
         try:
             if after > self.head:
                 came = asyncio.get_running_loop().create_future()

@@ -12,7 +12,7 @@ from typing import Any
 
 from e2e.points import FAULT_FILE, RUN_KEYS, open_with_points
 from sekali import consumer, service, writer
-from sekali.api import publish, subscribe
+from sekali.api import publish, subscribe, wire
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
@@ -112,6 +112,13 @@ def _open_and_lack_memory(settings: ServerSettings) -> EventStore:
     return service.open_store(settings)
 
 
+def _resume_elsewhere(by: int) -> None:
+    """Let streams go on so many events behind where their readers were."""
+    api_wire: Any = wire  # what is replaced is not meant to be
+    open_position = api_wire.open_position
+    api_wire.open_position = lambda *arguments: max(open_position(*arguments) + by, 0)
+
+
 STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "failing": FailsWhileTold,
     "failing-after-commit": lambda store: FailsWhileTold(store, after_commit=True),
@@ -125,8 +132,24 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "held-rebuild": RebuildHeldWhileTold,
     "few-probes": WrappedStore,
     "quick-heartbeats": WrappedStore,
+    "resumers-skipped": WrappedStore,
+    "resumers-repeated": WrappedStore,
+    "ending-streams": WrappedStore,
     "hanging": HeldWhileTold,
 }
+
+
+def _end_streams() -> None:
+    """Let streams of ``/subscribe`` end once they have begun, for clients that wait for the end of every answer."""
+    stream: Any = subscribe._Stream  # what is replaced is not meant to be
+
+    async def end(self: Any) -> None:
+        return None
+
+    stream._run = end
+
+
+RESUMED_ELSEWHERE = {"resumers-skipped": 1, "resumers-repeated": -1}
 OPEN: dict[str, Callable[[ServerSettings], EventStore]] = {
     "small-runs": _open_with_small_runs,
     "held-rebuild": _open_with_small_runs,
@@ -141,6 +164,10 @@ def main() -> int:
         writer.PROBE_INTERVAL_S = 0.01
     if kind == "quick-heartbeats":
         subscribe.HEARTBEAT_S, subscribe.LOOK_INTERVAL_S = 0.05, 0.02
+    if kind in RESUMED_ELSEWHERE:
+        _resume_elsewhere(RESUMED_ELSEWHERE[kind])
+    if kind == "ending-streams":
+        _end_streams()
     if kind == "hanging":
         consumer.COMMIT_TIMEOUT_S = 0.1
         consumer.LOOK_INTERVAL_S = 0.01

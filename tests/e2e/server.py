@@ -85,7 +85,11 @@ class Response:
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self.status = response.status
         self.headers = response.headers
-        self.data = response.data
+        if response.headers.get("Content-Type") == "text/event-stream":  # has no end: this is its beginning
+            self.data = next(response.stream(65536))
+            response.close()
+        else:
+            self.data = response.data
 
     def json(self) -> Any:
         return json.loads(self.data, parse_constant=_not_json)
@@ -141,7 +145,10 @@ class Client:
         fields = None if params is None else {name: str(value) for name, value in params.items()}
         target = path if fields is None else f"{path}?{urlencode(fields)}"
         sent = self._headers | dict(headers or {})
-        return Response(self._pool.urlopen(method, target, body=body, headers=sent, redirect=False))
+        whole = not path.startswith("/subscribe?") and path != "/subscribe"
+        return Response(
+            self._pool.urlopen(method, target, body=body, headers=sent, redirect=False, preload_content=whole)
+        )
 
     def publish(self, document: Any, prefer: str | None = None) -> Response:
         """Publish a JSON document, or bytes as they are."""
@@ -467,12 +474,13 @@ class RawConnection:
 
     def receive_answer(self) -> bytes:
         """Return one whole answer that says its length."""
-        data = self._receive_until(b"", lambda data: b"\r\n\r\n" in data)
+        data = self.receive_until(b"", lambda data: b"\r\n\r\n" in data)
         head, _, _ = data.partition(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length:")[2].split()[0])
-        return self._receive_until(data, lambda data: len(data) >= len(head) + 4 + length)
+        return self.receive_until(data, lambda data: len(data) >= len(head) + 4 + length)
 
-    def _receive_until(self, data: bytes, complete: Callable[[bytes], bool]) -> bytes:
+    def receive_until(self, data: bytes, complete: Callable[[bytes], bool]) -> bytes:
+        """Receive more than ``data``, until all of it is complete, and return that."""
         while not complete(data):
             chunk = self.socket.recv(65536)
             assert chunk, f"the connection ended after {data!r}"

@@ -77,6 +77,8 @@ ROUTES: dict[str, Ask] = {
     "events of a topic": lambda http: http.get("/events", topic="shop/a"),
     "events of a pattern": lambda http: http.get("/events", topic="shop/*"),
     "stream": lambda http: http.request("GET", "/events", headers={"Accept": NDJSON}),
+    "subscribe": lambda http: http.get("/subscribe"),
+    "subscribe to a topic": lambda http: http.get("/subscribe", topic="shop/a"),
     "topics": lambda http: http.get("/topics"),
     "sources": lambda http: http.get("/sources"),
     "sources of a topic": lambda http: http.get("/sources", topic="shop/a"),
@@ -157,13 +159,14 @@ ALLOWED: dict[str, set[str]] = {
     "one topic": PUBLISHING | READING,
     "publisher": PUBLISHING,
     "reader": READING | {"metrics"},
-    "elsewhere": READING - {"events of a topic", "sources of a topic", "exists"},
+    "elsewhere": READING - {"events of a topic", "subscribe to a topic", "sources of a topic", "exists"},
     "admin": ALL,
     "bootstrap": ALL,
 }
 MISSING = {
     "metrics": "read:**",
     "events of a topic": "read:shop/a",
+    "subscribe to a topic": "read:shop/a",
     "sources of a topic": "read:shop/a",
     "exists": "read:shop/a",
 }
@@ -310,13 +313,15 @@ def test_a_topic_that_is_hidden_and_one_that_is_not_there_are_answered_alike(gua
             http.get("/events", topic=topic, after=10**15),
             http.get("/events", topic=topic, cursor="x"),
             http.request("GET", "/events", params={"topic": topic}, headers={"Accept": NDJSON}),
+            http.get("/subscribe", topic=topic),
+            http.get("/subscribe", topic=topic, after=10**15),
             http.request("POST", "/exists", body=json.dumps({"topic": topic, "event_ids": ["1"]}).encode()),
             http.publish(event(topic, "1")),
             http.publish([event(topic, "1"), event(topic, "never")]),
             http.publish(event(topic, "1", payload="a conflict if it were looked up")),
             http.publish([event("shop/a", "0"), event(topic, "1")]),
         ]
-        assert [answer.status for answer in answers] == [403] * 9 + [200]
+        assert [answer.status for answer in answers] == [403] * 11 + [200]
         return [(answer.status, answer.data.decode().replace(topic, "TOPIC")) for answer in answers]
 
     before = guarded.server.http.topic("hidden/x")
@@ -330,8 +335,9 @@ def test_positions_tell_nothing_of_what_is_hidden(guarded: Guarded) -> None:
     own_head = max(one["seq"] for one in http.events())
     assert admin.events(order="-seq", limit=1)[0]["seq"] > own_head
     assert http.get("/events", after=own_head).json() == []
-    refused = http.get("/events", after=own_head + 1)
-    assert refused.status == 410 and f"newest event, {own_head}," in refused.json()["detail"]
+    for path in ("/events", "/subscribe"):
+        refused = http.get(path, after=own_head + 1)
+        assert refused.status == 410 and f"newest event, {own_head}," in refused.json()["detail"]
     link = http.get("/events", limit=1).next
     assert link is not None
     token = link.partition("cursor=")[2]

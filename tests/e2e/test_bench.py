@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sekali.bench import growth, index, latency, reads, stall, suite
+from sekali.bench import consume, follow, growth, index, latency, reads, stall, suite
 from sekali.bench.children import BenchFailed
 from sekali.bench.events import IdKind
 from sekali.bench.large import Kept, read_kept
@@ -64,6 +64,27 @@ def test_reads_of_a_store_that_was_kept(tmp_path: Path, monkeypatch: pytest.Monk
         assert document["figures"]["stored"] >= 2000 and len(document["figures"]["reads"]) == 6
         assert document["figures"]["export"]["at rest"]["events"] > document["figures"]["stored"]
         assert document["figures"]["export"]["while writing"]["events"] > 0
+
+
+def test_followers_idle_and_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "IDLE", 20)
+    monkeypatch.setattr(follow, "LIVE", 11)
+    monkeypatch.setattr(follow, "REST_S", 0.1)
+    scenario = follow.Scenario(20, 4, 1000)
+    monkeypatch.setattr(follow, "SCENARIOS", (scenario,))
+    figures = run("follow", tmp_path / "out", seconds=0.5)["figures"]
+    assert figures["idle"]["share"] > 0 and figures["idle"]["busy_at_rest"] >= 0
+    one = figures["live"][scenario.name]
+    assert one["follower_events_per_s"] > 0 and 0 < one["follower_p50_ms"] <= one["follower_max_ms"]
+
+
+def test_publishing_beside_consumers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consume, "LIVE", 3)
+    monkeypatch.setattr(consume, "IDLE", 2)
+    figures = run("consume", tmp_path / "out", seconds=0.5)["figures"]
+    assert figures["summary"]["nobody"]["share"] == 1
+    for kind in ("followers", "subscriptions"):
+        assert figures["summary"][kind]["share"] > 0 and figures["summary"][kind]["consumer_events_per_s"] > 0
 
 
 def test_stalls_are_measured_beside_the_bare_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

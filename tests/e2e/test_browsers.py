@@ -20,6 +20,7 @@ SECURITY_HEADERS = {
 REQUESTS: list[tuple[str, str, bytes | None]] = [
     ("POST", "/publish", b'{"topic": "evil", "event_id": "1", "timestamp": "2026-11-23T10:00:00Z", "payload": 1}'),
     ("GET", "/events", None),
+    ("GET", "/subscribe", None),
     ("GET", "/topics", None),
     ("GET", "/sources", None),
     ("GET", "/conflicts", None),

@@ -286,8 +286,15 @@ def check_errors(server: ServerProcess, value: float) -> None:
 
 
 # The store's own rules: tests/contract has the one, for 64 MiB of variants take a while to send, and
-# tests/unit/test_sqlite_file.py the other, for a query of ten seconds takes as long.
-CHECKED_ELSEWHERE = {"variants kept for `/conflicts`", "the reading of one page"}
+# tests/unit/test_sqlite_file.py the other, for a query of ten seconds takes as long. Those of streams are in
+# tests/unit/test_feed.py and tests/e2e/test_subscribe.py.
+CHECKED_ELSEWHERE = {
+    "variants kept for `/conflicts`",
+    "the reading of one page",
+    "without anything sent on it",
+    "what was committed last, for all streams together",
+    "what a stream reads by itself at a time",
+}
 
 CHECKS: dict[str, Check] = {
     "the headers of a request, and the first byte of a new connection": check_headers_late,

@@ -309,7 +309,7 @@ def test_strict_and_async_refuse_before_they_accept(http: Client, topic: str) ->
 
 # Statuses.
 
-READ_ROUTES = ["/events", "/stats", "/healthz", "/topics", "/sources", "/conflicts", "/metrics"]
+READ_ROUTES = ["/events", "/subscribe", "/stats", "/healthz", "/topics", "/sources", "/conflicts", "/metrics"]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,9 @@ class Story:
         for _ in range(count):
             await asyncio.sleep(0)
 
+    async def settle(self, _: object) -> None:
+        await self._house.settle()
+
     async def nudge(self, _: object) -> None:
         for stream in self._house.subscribing._streams:
             stream.wake()
@@ -185,11 +188,12 @@ steps = st.one_of(
     st.tuples(of_readers, st.integers(0, 9)),
     st.tuples(of_the_house, st.none()),
     st.tuples(st.just(Story.spin), st.integers(1, 4)),
+    st.tuples(st.just(Story.settle), st.none()),
 )
 
 
-@settings(max_examples=200, deadline=None, print_blob=True)
-@given(st.lists(steps, max_size=60), st.sampled_from((0, 150, 400, 1 << 20)))
+@settings(max_examples=100, deadline=None, print_blob=True)
+@given(st.lists(steps, min_size=20, max_size=80), st.sampled_from((0, 150, 400, 1 << 20)))
 def test_each_follower_sees_what_matches_once_and_in_order(script: list[Any], ring_bytes_max: int) -> None:
     async def test(house: House) -> None:
         story = Story(house)
@@ -227,6 +231,95 @@ def test_history_first_then_live_without_a_gap_or_a_repeat_at_the_seam() -> None
         assert connection.bodies[0] == f"retry: 2000\nid: {house.log_id}-0\n\n".encode()
         assert connection.messages[0]["status"] == 200
         assert (b"content-type", b"text/event-stream") in connection.messages[0]["headers"]
+
+    in_house(test)
+
+
+def test_who_comes_while_something_is_read_misses_nothing_of_what_only_he_wants() -> None:
+    async def test(house: House) -> None:
+        there, _ = house.subscribe("a/*")
+        await house.settle()
+        house.publish("a/1")
+        await house.spin()  # the feed reads that, and lets nobody in meanwhile
+        comes, _ = house.subscribe("b/1")
+        await house.spin()
+        assert house.readers.run_one()
+        await house.spin()
+        assert comes.messages == []
+        house.publish("a/1", "b/1")  # told while nobody wants b/1
+        await house.settle()
+        assert (there.seqs, comes.seqs) == ([1, 2], [3])
+
+    in_house(test)
+
+
+def test_a_commit_of_more_than_a_block_comes_in_several() -> None:
+    async def test(house: House) -> None:
+        everything, _ = house.subscribe()
+        await house.settle()
+        house.publish(*["a/1"] * 7)
+        await house.settle()
+        assert everything.seqs == list(range(1, 8))
+        assert len(everything.bodies) == 1 + 3
+        some, _ = house.subscribe("a/*", "latest")
+        everything.leave()
+        await house.settle()
+        house.publish(*["a/1", "c"] * 7)  # only some is wanted, and that is more than a block
+        await house.settle()
+        assert some.seqs == list(range(8, 22, 2))
+
+    in_house(test)
+
+
+def test_who_is_left_behind_in_the_middle_goes_on_behind_what_it_took() -> None:
+    async def test(house: House) -> None:
+        slow, _ = house.subscribe()
+        await house.settle()
+        slow.takes_one = True
+        for _ in range(10):
+            house.publish("a/1", "a/1")
+            await house.settle()
+            assert len(slow.seqs) == 2, "it took a block of the ring, and no more"
+        slow.takes_one = False
+        slow.open.set()
+        await house.settle()
+        assert slow.seqs == list(range(1, 21))
+
+    in_house(test, ring_bytes_max=1000)
+
+
+def test_who_waits_for_something_else_reads_nothing_however_far_the_ring_has_gone() -> None:
+    async def test(house: House) -> None:
+        house.subscribe()
+        idle, _ = house.subscribe("c")
+        await house.settle()
+        for _ in range(50):
+            house.publish("a/1")
+            await house.settle()
+        house.store.reads.clear()
+        for stream in house.subscribing._streams:
+            stream.wake()
+        await house.settle()
+        assert house.store.reads == [] and house.feed.first_number > 0
+        house.publish("c")
+        await house.settle()
+        assert idle.seqs == [51]
+
+    in_house(test, ring_bytes_max=1000)
+
+
+def test_a_place_above_what_the_feed_was_told_is_waited_for() -> None:
+    async def test(house: House) -> None:
+        house.subscribe()
+        await house.settle()
+        house.publish("a/1", "a/1", told=False)
+        by_seq, _ = house.subscribe(after="2")
+        latest, _ = house.subscribe(after="latest")
+        await house.settle()
+        assert (by_seq.ids, latest.ids) == ([2], [2])
+        house.publish("a/1")
+        await house.settle()
+        assert by_seq.seqs == latest.seqs == [3]
 
     in_house(test)
 

@@ -261,7 +261,7 @@ SUBSCRIBE: dict[str, Any] = {
             "description": "Server-Sent Events without an end: `data` is an event as in `/events`, `id` its place.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **problems(Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE),
+        **problems(Kind.GONE, Kind.INVALID_QUERY, Kind.VERSION, Kind.UNAVAILABLE),
     },
 }
 TOPICS = listing(Topic, "One page of topics.")

@@ -18,6 +18,18 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_EVENTS_MAX, description="Items in one
 Cursor = Annotated[str | None, Query(description="From the `Link` header of the page before.")]
 
 
+async def each_parameter_once(request: Request) -> None:
+    """Refuse what another program may read otherwise: FastAPI takes the last of several.
+
+    Raises:
+        InvalidQuery: one is given more than once.
+
+    """
+    for name in request.query_params:
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidQuery(name, "given more than once")
+
+
 def reader_of(request: Request) -> Grant:
     """Return what the sender may do, which has to be reading something.
 

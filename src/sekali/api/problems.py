@@ -56,6 +56,7 @@ class Kind(Enum):
     MEDIA = _Kind("unsupported-media", 415, "The content type or encoding is not known")
     INVALID_EVENT = _Kind("invalid-event", 422, "Nothing was stored, because the request is not valid")
     INVALID_QUERY = _Kind("invalid-query", 422, "A parameter is not valid")
+    VERSION = _Kind("http-version", 426, "The answer needs HTTP/1.1")
     RATE_LIMITED = _Kind("rate-limited", 429, "The key sends too much; send the request again later")
     HEADERS_TOO_LARGE = _Kind("headers-too-large", 431, "The headers are over a limit")
     INTERNAL = _Kind("internal", 500, "A defect of the server")

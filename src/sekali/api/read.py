@@ -18,7 +18,7 @@ from sekali.api.body import Body, ByteBudget, Receive, Scope, Send, header, read
 from sekali.api.connections import Connections
 from sekali.api.negotiation import is_ndjson
 from sekali.api.paging import begin, page_of_events, page_response
-from sekali.api.parameters import GRANT, Cursor, Limit, Source, Topic, reader_of, require_readable
+from sekali.api.parameters import GRANT, Cursor, Limit, Source, Topic, each_parameter_once, reader_of, require_readable
 from sekali.api.problems import Kind, Problem
 from sekali.api.sources import Sources
 from sekali.consumer import Consumer
@@ -102,7 +102,7 @@ class Reading:
         self._stopping = stopping
         self._access = access
         self._settings = settings
-        self.router = APIRouter(dependencies=[Depends(_each_parameter_once)])
+        self.router = APIRouter(dependencies=[Depends(each_parameter_once)])
         for path, endpoint, extra in (
             ("/events", self.events, models.EVENTS),
             ("/topics", self.topics, models.TOPICS),
@@ -298,13 +298,6 @@ class Reading:
         gauges |= {f"sekali_store_{name}": value for name, value in (await self._read(self._store.gauges)).items()}
         text = self._metrics.scrape(gauges, of_subscriptions)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-async def _each_parameter_once(request: Request) -> None:
-    """Refuse what another program may read otherwise: FastAPI takes the last of several."""
-    for name in request.query_params:
-        if len(request.query_params.getlist(name)) > 1:
-            raise InvalidQuery(name, "given more than once")
 
 
 def json_response(document: Any, status: int = 200) -> Response:

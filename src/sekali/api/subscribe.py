@@ -11,14 +11,15 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated, Protocol, TypeVar
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
 from sekali import ports
 from sekali.api import models, wire
 from sekali.api.access import Access
 from sekali.api.body import Receive, Scope, Send
-from sekali.api.parameters import Topic, reader_of, require_readable
+from sekali.api.parameters import Topic, each_parameter_once, reader_of, require_readable
+from sekali.api.problems import Kind, Problem
 from sekali.api.read import CONNECTION, StreamCut
 from sekali.errors import InvalidQuery, SekaliError
 from sekali.feed import Feed, Follower
@@ -83,7 +84,7 @@ class Subscribing:
         self._look_interval_s = LOOK_INTERVAL_S if look_interval_s is None else look_interval_s
         self._streams: set[_Stream] = set()
         self._looking: asyncio.Task[None] | None = None
-        self.router = APIRouter()
+        self.router = APIRouter(dependencies=[Depends(each_parameter_once)])
         self.router.add_api_route("/subscribe", self.subscribe, methods=["GET"], **models.SUBSCRIBE)
 
     async def subscribe(
@@ -97,7 +98,13 @@ class Subscribing:
             str | None, Header(description="The `id` of the last event that was seen; it counts before `after`.")
         ] = None,
     ) -> Response:
-        """Events as they are committed, in the order of seq, after those that are there already. Ends by no means."""
+        """Events as they are committed, in the order of seq, after those that are there already. Has no end."""
+        if request.scope["http_version"] != "1.1":
+            raise Problem(
+                Kind.VERSION,
+                "a stream comes in chunks, which HTTP/1.0 does not know; a proxy in between may have to be told so",
+                headers=[(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade, close")],
+            )
         grant = reader_of(request)
         require_readable(grant, topic)
         if after not in {"earliest", "latest"} and not wire.is_seq(after):

@@ -15,7 +15,7 @@ from sekali.bench.options import Notify, Options, Report, Table, part_of
 from sekali.bench.targets import Target
 
 # Growth comes before reads, which uses its store; what takes longest comes late.
-ORDER = ("ingest", "ceiling", "index", "growth", "reads", "latency", "follow", "peers", "stall")
+ORDER = ("ingest", "ceiling", "index", "growth", "reads", "latency", "follow", "consume", "peers", "stall")
 
 
 def run(

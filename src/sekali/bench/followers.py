@@ -51,11 +51,11 @@ class FollowResult(msgspec.Struct, frozen=True, kw_only=True):
     failure: str | None = None
 
 
-class _Wrong(Exception):
-    """A follower did not get what it must."""
+class Wrong(Exception):
+    """Somebody did not get what he must."""
 
 
-class _Follower:
+class FollowStream:
     """One connection: takes the body out of its chunks, and counts the events, which must come without a gap."""
 
     def __init__(self, opened: socket.socket, *, is_timed: bool) -> None:
@@ -73,20 +73,20 @@ class _Follower:
         """Take what has come."""
         data = self.socket.recv(_RECEIVE_BYTES)
         if not data:
-            raise _Wrong("the server ended a stream")
+            raise Wrong("the server ended a stream")
         self._raw += data
         if not self.is_open:
             head, end, rest = self._raw.partition(b"\r\n\r\n")
             if not end:
                 return
             if not head.startswith(b"HTTP/1.1 200 "):
-                raise _Wrong(f"a stream is refused: {self._raw[:500].decode(errors='replace')}")
+                raise Wrong(f"a stream is refused: {self._raw[:500].decode(errors='replace')}")
             self._raw, self.is_open = rest, True
         self._take_chunks()
         cut = self._text.rfind(b"\n\n") + 2
         if cut >= 2:
             whole, self._text = self._text[:cut], self._text[cut:]
-            self._take_events(whole)
+            self.take_events(whole)
 
     def _take_chunks(self) -> None:
         begin = 0
@@ -100,14 +100,14 @@ class _Follower:
         self._raw = self._raw[begin:]
         self._text = b"".join(pieces)
 
-    def _take_events(self, text: bytes) -> None:
+    def take_events(self, text: bytes) -> None:
         seqs = list(map(int, _EVENT.findall(text)))
         if not seqs:
             return
         if not self.events:
             self.last_seq, self.first_s = seqs[0] - 1, time.perf_counter()
         if seqs != list(range(self.last_seq + 1, self.last_seq + 1 + len(seqs))):
-            raise _Wrong(f"after {self.last_seq} came {seqs[0]} to {seqs[-1]}, {len(seqs)} events")
+            raise Wrong(f"after {self.last_seq} came {seqs[0]} to {seqs[-1]}, {len(seqs)} events")
         self.last_seq, self.last_s = seqs[-1], time.perf_counter()
         self.events += len(seqs)
         if self._is_timed:
@@ -121,7 +121,7 @@ class Followers:
         self._job = job
         self._pauses_ns: list[tuple[int, int]] = []
         self._poll = select.epoll()
-        self._followers: dict[int, _Follower] = {}
+        self._followers: dict[int, FollowStream] = {}
 
     def connect(self) -> None:
         """Connect all of them, and wait until each stream is open."""
@@ -130,7 +130,7 @@ class Followers:
             opened = open_socket("127.0.0.1", self._job.port)
             topic = f"topic=idle/{number}&" if self._job.idle else ""
             opened.sendall(f"GET /subscribe?{topic}after=latest HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-            self._followers[opened.fileno()] = _Follower(opened, is_timed=number % _TIMED_EVERY == 0)
+            self._followers[opened.fileno()] = FollowStream(opened, is_timed=number % _TIMED_EVERY == 0)
             self._poll.register(opened, select.EPOLLIN)
         end_s = time.perf_counter() + DRAIN_S
         while not all(follower.is_open for follower in self._followers.values()):
@@ -148,7 +148,7 @@ class Followers:
                 if self._receive(end_s):
                     last_seq, end_s = int(sys.stdin.readline()), time.perf_counter() + DRAIN_S
                     self._poll.unregister(sys.stdin)
-        except (_Wrong, OSError) as error:
+        except (Wrong, OSError) as error:
             failure = str(error)
         return self._result(failure, time.process_time() - begun_s)
 
@@ -159,7 +159,7 @@ class Followers:
         """Take what there is, and wait for it if there is nothing; return whether there is a line to read."""
         before_s, before_ns = time.perf_counter(), time.time_ns()
         if before_s > end_s:
-            raise _Wrong(f"not all came to the end within {DRAIN_S:g} s")
+            raise Wrong(f"not all came to the end within {DRAIN_S:g} s")
         ready = self._poll.poll(_LOOK_EVERY_S)
         if time.perf_counter() - before_s > PAUSE_S:
             self._pauses_ns.append((before_ns, time.time_ns()))
@@ -182,7 +182,7 @@ class Followers:
             cpu_s=cpu_s,
         )
 
-    def _latency(self, followers: list[_Follower]) -> Latency:
+    def _latency(self, followers: list[FollowStream]) -> Latency:
         timed = [one for follower in followers for one in follower.timed]
         texts = [text.decode() for _, some in timed for text in some]
         committed_ns: NDArray[np.int64] = np.array(texts, "datetime64[ns]").astype(np.int64)
@@ -205,7 +205,7 @@ def main() -> None:
     followers = Followers(msgspec.json.decode(sys.stdin.readline(), type=FollowJob))
     try:
         followers.connect()
-    except (_Wrong, OSError, ValueError) as error:
+    except (Wrong, OSError, ValueError) as error:
         result = FollowResult(failure=f"not all could connect: {error}")
     else:
         sys.stdout.write("ready\n")

@@ -147,6 +147,12 @@ def follow(figures: dict[str, Any]) -> Figure:
     return figure
 
 
+def consume(figures: dict[str, Any]) -> Figure:
+    """Events a second beside each kind of consumers."""
+    values = {f"beside {name}": one["events_per_s"] for name, one in figures["summary"].items()}
+    return bars(list(values), list(values.values()), title="full ingest beside consumers", unit="events/s")
+
+
 def stall(figures: dict[str, Any]) -> Figure:
     """The longest answer and the longest bare fsync of each second."""
     figure = Figure(figsize=(8, 4))
@@ -184,6 +190,7 @@ PLOTS = {
     "latency": latency,
     "reads": reads,
     "follow": follow,
+    "consume": consume,
     "stall": stall,
     "peers": peers,
 }

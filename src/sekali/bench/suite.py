@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sekali.bench import ceiling, follow, growth, index, ingest, latency, machine, reads, stall, targets
+from sekali.bench import ceiling, consume, follow, growth, index, ingest, latency, machine, reads, stall, targets
 from sekali.bench.children import BenchFailed
 from sekali.bench.options import Notify, Options, Report
 from sekali.bench.pauses import WATCH
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[Options, Notify], Report]] = {
     "latency": latency.run,
     "reads": reads.run,
     "follow": follow.run,
+    "consume": consume.run,
     "stall": stall.run,
     "peers": side_by_side.run,
 }

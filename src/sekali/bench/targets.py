@@ -15,6 +15,7 @@ GROUPS = {
     6: "peers",
     7: "no stall",
     9: "followers",
+    10: "consumers",
     BESIDE: "index",
 }
 

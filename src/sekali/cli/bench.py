@@ -27,6 +27,7 @@ class What(StrEnum):
     LATENCY = "latency"
     READS = "reads"
     FOLLOW = "follow"
+    CONSUME = "consume"
     STALL = "stall"
     PEERS = "peers"
     ALL = "all"
