@@ -546,6 +546,7 @@ def test_healthz_is_503_while_commits_fail_and_200_again_by_itself(launch: Launc
 ROUTES = {
     ("post", "/publish"),
     ("get", "/events"),
+    ("get", "/subscribe"),
     ("get", "/stats"),
     ("get", "/healthz"),
     ("get", "/topics"),
@@ -564,6 +565,8 @@ def test_openapi_has_every_route_and_method(http: Client) -> None:
     assert {parameter["name"] for parameter in parameters} == {
         *("topic", "source", "since", "until", "after", "event_id", "order", "limit", "cursor"),
     }
+    of_streams = document["paths"]["/subscribe"]["get"]["parameters"]
+    assert {parameter["name"].lower() for parameter in of_streams} == {"topic", "after", "last-event-id"}
     text = json.dumps(document)
     for reference in set(re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', text)):
         assert reference in document["components"]["schemas"]
@@ -592,8 +595,10 @@ def test_openapi_is_true_for_real_answers(launch: Launch) -> None:
         assert response.status == status
         contract.check(response, "post", "/exists")
 
-    for path in ("/events", "/stats", "/healthz", "/topics", "/sources", "/conflicts", "/metrics"):
+    for path in ("/events", "/subscribe", "/stats", "/healthz", "/topics", "/sources", "/conflicts", "/metrics"):
         get(200, path)
+    get(410, "/subscribe", after=10**9)
+    get(422, "/subscribe", after="newest")
     publish(200, [event("a", "1"), event("a", "1"), event("a", "1", payload=0), event("a", "2", source_seq=1), {}])
     publish(200, [])
     publish(200, [event("a", "1")], "return=minimal")
