@@ -138,6 +138,9 @@ class Awake:
                 left_s = ask.until_s - asyncio.get_running_loop().time()
                 if left_s <= 0:
                     return []
+                if ask.still_wanted is None:
+                    await asyncio.wait([waiter.future], timeout=left_s)
+                    continue
                 await asyncio.wait([waiter.future], timeout=min(left_s, LOOK_INTERVAL_S))
                 if not waiter.future.done():
                     ask.still_wanted()
