@@ -40,7 +40,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float:
         return min(float(value), RETRY_AFTER_S_MAX)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year of many digits
         return 0.0
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return min(max(0.0, (moment - now).total_seconds()), RETRY_AFTER_S_MAX)

@@ -1,6 +1,7 @@
 """Sends one event to its endpoint: signed, to an address that was checked, with a bound on everything."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -147,8 +148,11 @@ class Sender:
             raise NoAnswer(f"no connection to {address} port {port} within {CONNECT_TIMEOUT_S:g} s") from None
         except ssl.SSLCertVerificationError as error:
             raise NoAnswer(f"the certificate of {address} port {port} is not good: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise NoAnswer(f"no TLS with {address} port {port}: {error.reason or error}") from None
         except OSError as error:
-            raise NoAnswer(f"no connection to {address} port {port}: {error.strerror or error}") from None
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise NoAnswer(f"no connection to {address} port {port}: {reason}") from None
         connection.on_closed = self._forget
         return connection
 
