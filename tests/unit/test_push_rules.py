@@ -112,6 +112,7 @@ class TestAnswers:
         assert retry_delay_s(9, REFUSED, 0.0) == 0, "full jitter begins at nothing"
         asked = Failure("", retry_after_s=100)
         assert (retry_delay_s(1, asked, 0.0), retry_delay_s(1, asked, 0.5)) == (100, 100.25)
+        assert retry_delay_s(1, Failure("", retry_after_s=100, holds_all=True), 0.5) == 0.25, "its endpoint waits"
 
 
 class TestHealth:
@@ -226,7 +227,7 @@ class TestAddresses:
             assert refusal(address, allowed) is not None, address
 
     def test_every_ipv4_network_is_refused_from_its_first_to_its_last_address(self) -> None:
-        for text in "10.0.0.0/8 100.64.0.0/10 169.254.0.0/16 172.16.0.0/12 192.168.0.0/16 224.0.0.0/4".split():
+        for text in ["10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/4"]:
             network = ipaddress.ip_network(text)
             for address in (network[0], network[-1]):
                 assert refusal(str(address), ()) is not None, address

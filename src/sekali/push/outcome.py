@@ -52,5 +52,9 @@ def judge(status: int, retry_after: str | None, now: datetime) -> Failure | None
 
 
 def retry_delay_s(failed: int, failure: Failure, share: float) -> float:
-    """Return how long an event waits after its attempts failed so often. ``share`` is a random number in [0, 1)."""
-    return backoff_s(failed, share, failure.retry_after_s, first_bound_s=FIRST_BOUND_S, longest_bound_s=LONGEST_BOUND_S)
+    """Return how long an event waits after its attempts failed so often. ``share`` is a random number in [0, 1).
+
+    What holds all is no wait of its own: it would stay after the endpoint was mended or moved.
+    """
+    asked_s = 0.0 if failure.holds_all else failure.retry_after_s
+    return backoff_s(failed, share, asked_s, first_bound_s=FIRST_BOUND_S, longest_bound_s=LONGEST_BOUND_S)

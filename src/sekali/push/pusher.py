@@ -110,8 +110,10 @@ class Pusher:
                 self._means.slots.release()
             if failure is None:
                 await subscriptions.acknowledge(name, delivered.lease_id, [event.seq])
-            else:
-                await self._failed(delivered.lease_id, event.seq, attempt, failure)
+            elif isinstance(event, Unreadable) or await self._is_of_event(event.seq, attempt, failure):
+                delay_s = retry_delay_s(attempt, failure, self._means.random_share())
+                error = failure.error[:ERROR_CHARS_MAX]
+                await subscriptions.give_back(name, delivered.lease_id, [event.seq], delay_s, error)
         except (LeaseGone, NoSuchSubscription):
             self._log.debug("the event is not to be pushed any more", seq=event.seq)
         except SekaliError as error:  # it comes again
@@ -121,28 +123,26 @@ class Pusher:
 
     async def _send(self, event: StoredEvent | Unreadable) -> Failure | None:
         if isinstance(event, Unreadable):
-            return Failure(f"the event cannot be read back: {event.error}", is_of_event=True)
+            return Failure(f"the event cannot be read back: {event.error}")
         try:
             failure = await self._means.send(self._subscription.definition, event)
         except Exception as error:
             self._log.exception("a defect of the server", seq=event.seq)
-            failure = Failure(f"a defect of the server: {error!r}")
+            return Failure(f"a defect of the server: {error!r}")
         if failure is None:
             if self.health.is_down:
                 self._log.info("the endpoint answers again", failures=self.health.failures)
             self.health.succeeded(self._means.clock_ns())
         return failure
 
-    async def _failed(self, lease_id: str, seq: int, attempt: int, failure: Failure) -> None:
-        means, name, health = self._means, self._subscription.name, self.health
-        was_down = health.is_down
-        counts = health.failed(failure, means.clock_ns(), means.random_share())
+    async def _is_of_event(self, seq: int, attempt: int, failure: Failure) -> bool:
+        """Note what it says of the endpoint, and return whether it is a failed attempt of the event."""
+        health, now_ns, was_down = self.health, self._means.clock_ns(), self.health.is_down
+        counts = health.failed(failure, now_ns, self._means.random_share())
         self._log.debug("a push failed", seq=seq, attempt=attempt, error=failure.error, counts=counts)
         if health.is_down and not was_down:
             self._log.warning("the endpoint is down", failures=health.failures, error=failure.error)
-        if (reason := health.reason_to_pause(failure, means.clock_ns(), means.pause_after_s)) is not None:
+        if (reason := health.reason_to_pause(failure, now_ns, self._means.pause_after_s)) is not None:
             self._log.warning("paused: PUT it with paused false when it is mended", reason=reason)
-            await means.subscriptions.pause(self._subscription, reason)
-        if counts:
-            delay_s = retry_delay_s(attempt, failure, means.random_share())
-            await means.subscriptions.give_back(name, lease_id, [seq], delay_s, failure.error[:ERROR_CHARS_MAX])
+            await self._means.subscriptions.pause(self._subscription, reason)
+        return counts
