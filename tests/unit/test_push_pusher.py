@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from batches import batch
@@ -225,7 +226,8 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(60):
             await test()
 
-    asyncio.run(bounded())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the server does
+        runner.run(bounded())
 
 
 class TestDelivering:
