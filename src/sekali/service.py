@@ -174,14 +174,7 @@ async def running_app(
             lambda: secrets.token_urlsafe(16),
             subscriptions_max=settings.subscriptions_max,
         )
-
-        sender = Sender(
-            pushed_json,
-            resolver(resolvers),
-            ssl.create_default_context(),
-            networks(settings.push_allowed_networks),
-            time.time,
-        )
+        sender = _sender(resolvers, settings)
         pushing = Pushing(_means_of_push(subscriptions, sender, stopping, clock_ns, settings))
 
         def on_stored(count: int, newest: int, topics: list[list[str]]) -> None:
@@ -193,19 +186,7 @@ async def running_app(
             subscriptions.look_again()
             pushing.look_again()
 
-        consumer = Consumer(
-            store,
-            metrics,
-            time.monotonic,
-            workers=settings.consumer_workers,
-            queue_events_max=settings.queue_events_max,
-            commit_events_max=settings.commit_events_max,
-            commit_wait_ms_max=settings.commit_wait_ms_max,
-            on_recovery=RecoveryReport(),
-            on_give_up=on_give_up,
-            on_stored=on_stored,
-            on_recovered=on_recovered,
-        )
+        consumer = _consumer(store, metrics, settings, on_give_up, on_stored, on_recovered)
         connections = Connections(metrics, settings)
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
         routers = [
@@ -236,6 +217,39 @@ async def running_app(
             await subscriptions.stop()
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
+
+
+def _consumer(
+    store: EventStore,
+    metrics: Metrics,
+    settings: ServerSettings,
+    on_give_up: Callable[[str], None],
+    on_stored: Callable[[int, int, list[list[str]]], None],
+    on_recovered: Callable[[], None],
+) -> Consumer:
+    return Consumer(
+        store,
+        metrics,
+        time.monotonic,
+        workers=settings.consumer_workers,
+        queue_events_max=settings.queue_events_max,
+        commit_events_max=settings.commit_events_max,
+        commit_wait_ms_max=settings.commit_wait_ms_max,
+        on_recovery=RecoveryReport(),
+        on_give_up=on_give_up,
+        on_stored=on_stored,
+        on_recovered=on_recovered,
+    )
+
+
+def _sender(resolvers: ThreadPoolExecutor, settings: ServerSettings) -> Sender:
+    return Sender(
+        pushed_json,
+        resolver(resolvers),
+        ssl.create_default_context(),
+        networks(settings.push_allowed_networks),
+        time.time,
+    )
 
 
 def _means_of_push(
