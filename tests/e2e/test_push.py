@@ -206,6 +206,8 @@ def test_one_that_is_down_for_long_is_paused_and_says_so_everywhere(launch: Laun
         assert found["paused_at"] >= found["created_at"] and found["dead_letters"] == 0 and found["lag"] == 20
         metrics = server.http.request("GET", "/metrics").data.decode()
         assert 'sekali_subscription_paused{subscription="hook"} 1.0' in metrics
+        listed = run_sekali("subscriptions", "list", AGGREGATOR_URL=server.url, COLUMNS=200)
+        assert "hook (paused)" in listed.stdout
         listed = run_sekali("subscriptions", "show", "hook", AGGREGATOR_URL=server.url)
         assert "paused_reason" in listed.stdout and "refused" in listed.stdout
         hook.start()
