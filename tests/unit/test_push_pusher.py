@@ -223,7 +223,7 @@ async def running(
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(15):
             await test()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the server does
@@ -510,6 +510,24 @@ class TestChanges:
                 await one.put()
                 await one.settled(2)
                 assert one.endpoint.asked == [1, 2]
+
+        run(test)
+
+    def test_nothing_is_begun_once_that_is_answered_however_late_its_pusher_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def test() -> None:
+            async with running() as one:
+                one.endpoint.held = {1: asyncio.Event()}
+                await one.publish("t/a", "t/b")
+                await one.put()
+                await eventually(lambda: bool(one.endpoint.under_way))
+                monkeypatch.setattr(one.pushing, "_match", lambda _: None)
+                await one.put(paused=True)
+                one.endpoint.held[1].set()
+                await eventually(lambda: not one.pushing._means.sending)
+                assert one.endpoint.asked == [1]
+                monkeypatch.undo()
 
         run(test)
 

@@ -101,7 +101,7 @@ def made(resolve: sender.Resolve = literal, allowed: Any = LOOPBACK, tls: ssl.SS
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(15):
             await test()
         for _ in range(3):
             await asyncio.sleep(0)  # what was closed ends

@@ -103,7 +103,9 @@ class Pusher:
         ((event, attempt),) = delivered.events
         try:
             try:
-                # Perhaps somebody sought another place meanwhile, or deleted it, or the store failed.
+                if not self.is_of(await subscriptions.get(name)):
+                    return
+                # Perhaps somebody sought another place meanwhile, or the store failed: then the lease is void.
                 await subscriptions.extend(name, delivered.lease_id, LEASE_S_MAX)
                 failure = await self._send(event)
             finally:
