@@ -325,6 +325,21 @@ class TestDelivering:
 
         run(test)
 
+    def test_waits_too_short_for_a_timer(self) -> None:
+        """What is due within half a millisecond is no timer to uvloop, and its handle has no time."""
+
+        async def test() -> None:
+            async with running(shares=lambda: 0.0002) as one:
+                one.endpoint.answers = dict.fromkeys(range(1, 21), BAD)
+                await one.publish(*(f"t/{number}" for number in range(20)))
+                await one.put(max_attempts=4, order=Ordering.NONE)
+                while len(await one.dead()) < 20:
+                    await one.turn(10)  # its endpoint is down after that many failures
+                    await asyncio.sleep(0.001)
+                assert len(one.endpoint.asked) == 80
+
+        run(test)
+
 
 class TestIdle:
     def test_one_with_nothing_to_do_waits_without_looking(self) -> None:
@@ -433,6 +448,8 @@ class TestPaused:
                 await one.publish("t/a")
                 await one.put(paused=True)
                 assert (await one.subscriptions.get(S)).pause == subscription.pause, "the same again changes nothing"
+                await one.put(paused=True, max_attempts=7)
+                assert (await one.subscriptions.get(S)).pause == subscription.pause, "nor does what does not resume it"
                 assert one.endpoint.asked == [] and asked > health.DOWN_AFTER
                 await one.put(paused=False)
                 await one.settled(*range(1, 12))
@@ -577,10 +594,9 @@ class TestStopping:
                 await one.put()
                 await eventually(lambda: bool(one.endpoint.under_way))
                 one.stopping.set()
-                stop = asyncio.create_task(one.pushing.stop())
                 await asyncio.sleep(0)
                 one.endpoint.held[1].set()
-                await stop
+                await eventually(lambda: not one.pushing._means.sending and not one.pushing._pushers)
                 assert one.endpoint.asked == one.endpoint.acknowledged == [1]
             async with running(store) as one:
                 await one.settled(2)

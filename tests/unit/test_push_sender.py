@@ -218,7 +218,9 @@ class TestConnections:
 
         run(test)
 
-    def test_what_nobody_asked_for_ends_it(self) -> None:
+    def test_what_nobody_asked_for_ends_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sender, "IDLE_S", 1000)
+
         async def test() -> None:
             async def prompter(one: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 await one.read(reader)
