@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,20 +51,21 @@ class Receiver:
     ``decide`` runs on a thread for each connection; what it raises is an assertion that failed, and fails the test.
     """
 
-    def __init__(self, decide: Decide = lambda _: 204, port: int = 0, secret: str = SECRET) -> None:
+    def __init__(self, decide: Decide = lambda _: 204, tls: ssl.SSLContext | None = None) -> None:
         self.decide = decide
-        self.port = port
+        self.port = 0
         self.received: list[Received] = []
         self.acknowledged: list[Received] = []
         self.faults: list[BaseException] = []
-        self._webhook = Webhook(secret)
+        self._webhook = Webhook(SECRET)
+        self._tls = tls
         self._news = threading.Condition()
         self._server: ThreadingHTTPServer | None = None
         self._connections: set[socket.socket] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook?from=sekali"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}/hook?from=sekali"
 
     def start(self) -> None:
         """Listen."""
@@ -96,6 +98,8 @@ class Receiver:
 
         self._server = Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
@@ -161,8 +165,8 @@ class Receiver:
 
 
 @contextmanager
-def receiver(decide: Decide = lambda _: 204) -> Iterator[Receiver]:
+def receiver(decide: Decide = lambda _: 204, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """Run a receiver; at the end, nothing may have been wrong with what it got."""
-    with Receiver(decide) as one:
+    with Receiver(decide, tls) as one:
         yield one
     assert one.faults == []

@@ -2,13 +2,16 @@
 
 import json
 import random
+import ssl
 import threading
 import time
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from rich.console import Console
 
 from e2e.conftest import Launch
@@ -188,6 +191,22 @@ def test_an_address_that_is_not_public_is_refused_unless_it_is_allowed(launch: L
         server.settings |= {"PUSH_ALLOWED_NETWORKS": "127.0.0.1, ::1"}
         server.start()
         hook.wait_for(lambda: len(hook.acknowledged) == 1, "it is allowed")
+
+
+def test_over_tls_the_certificate_has_to_be_good(launch: Launch, tmp_path: Path) -> None:
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = launch(**LOOPBACK)
+    with receiver(tls=tls) as hook:
+        publish(server.http, ["t/a"])
+        put(server.http, hook.url)
+        wait_until(lambda: shown(server.http)["endpoint"]["last_error"] is not None, "it is refused")
+        assert shown(server.http)["endpoint"]["last_error"].startswith("the certificate of 127.0.0.1 port")
+        assert server.terminate() == 0 and hook.received == []
+        server.environment = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        server.start()
+        hook.wait_for(lambda: len(hook.acknowledged) == 1, "it is trusted")
 
 
 def test_one_that_is_down_for_long_is_paused_and_says_so_everywhere(launch: Launch) -> None:
