@@ -78,7 +78,7 @@ def test_a_receiver_that_fails_half_of_its_calls_and_restarts(launch: Launch) ->
     chance, moody = random.Random(seed), Moody(seed)
     server = launch(**LOOPBACK)
     with receiver(moody) as hook:
-        topics = [f"t/{number % TOPICS}" for number in range(TOPICS * 8)]
+        topics = [f"t/{number % TOPICS}" for number in range(TOPICS * 6)]
         moody.poisoned = set(chance.sample(range(1, len(topics) - TOPICS), POISONED))
         publish(server.http, topics)
         put(server.http, hook.url, max_attempts=5)
