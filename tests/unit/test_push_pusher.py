@@ -26,6 +26,7 @@ from sekali.push.outcome import Failure
 from sekali.push.pusher import Means
 from sekali.push.pushing import Pushing
 from sekali.stores.memory import MemoryStore
+from sekali.subscriptions import awake as awakes
 from sekali.subscriptions.manager import Subscriptions
 from sekali.testing import FailingStore, FakeClock, WrappedStore
 
@@ -342,8 +343,10 @@ class TestDelivering:
 
 
 class TestIdle:
-    def test_one_with_nothing_to_do_waits_without_looking(self) -> None:
+    def test_one_with_nothing_to_do_waits_without_looking(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its wait is one that only an event ends: no timer but one of an hour, no read."""
+
+        monkeypatch.setattr(awakes, "LOOK_INTERVAL_S", 0.001)
 
         async def test() -> None:
             reads = []
@@ -359,6 +362,9 @@ class TestIdle:
                 await eventually(lambda: S in awake and len(awake[S]._waiters) == 1)
                 waiter = awake[S]._waiters[0]
                 assert waiter.ask.still_wanted is None and waiter.ask.until_s - asyncio.get_running_loop().time() > 3000
+                for _ in range(20):
+                    await asyncio.sleep(0.001)
+                assert list(awake[S]._waiters) == [waiter], "nothing ended its wait"
                 assert reads == [] and one.sleeping_s() == []
 
         run(test)
