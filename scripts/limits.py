@@ -7,10 +7,15 @@ from sekali.api.encoding import MEMBERS_MAX
 from sekali.api.protocol import HEADER_BYTES_MAX, HEADER_COUNT_MAX, PIPELINED_MAX
 from sekali.api.subscribe import HEARTBEAT_S, PAGE_BYTES
 from sekali.api.verdicts import ERRORS_LISTED_MAX
+from sekali.delivery import PUSH_LEASE_S_MAX
 from sekali.event import EVENT_ID_BYTES_MAX, SOURCE_BYTES_MAX, SOURCE_SEQ_MAX
 from sekali.feed import RING_BYTES_MAX
 from sekali.jsonvalue import DEPTH_MAX, NUMBER_CHARACTERS_MAX
 from sekali.ports import CONFLICT_BYTES_MAX, PAGE_BYTES_MAX, PAGE_EVENTS_MAX
+from sekali.push.connection import BODY_BYTES_MAX, HEAD_BYTES_MAX
+from sekali.push.health import REQUESTS_MAX
+from sekali.push.outcome import RETRY_AFTER_S_MAX
+from sekali.push.pushing import REQUESTS_IN_ALL_MAX
 from sekali.settings import ServerSettings
 from sekali.topics import TOPIC_BYTES_MAX
 
@@ -87,5 +92,14 @@ LIMITS = {
         Limit("without anything sent on it", HEARTBEAT_S, "s", "a comment is sent"),
         Limit("what was committed last, for all streams together", RING_BYTES_MAX, "bytes", "each reads older itself"),
         Limit("what a stream reads by itself at a time", PAGE_BYTES, "bytes", "the next part, once that is taken"),
+    ),
+    "Webhooks": (
+        Limit("requests under way to one endpoint", REQUESTS_MAX, "", "the next waits"),
+        Limit("requests under way to all", REQUESTS_IN_ALL_MAX, "", "the next waits"),
+        Limit("`lease_seconds`, the time an endpoint has", PUSH_LEASE_S_MAX, "s", "422"),
+        Limit("the headers of an answer", HEAD_BYTES_MAX, "bytes", "a failed attempt"),
+        Limit("the body of an answer, which is not looked at", BODY_BYTES_MAX, "bytes", "the connection is closed"),
+        Limit("what `Retry-After` may ask for", RETRY_AFTER_S_MAX, "s", "that is waited"),
+        _of("push_pause_after_s", "an endpoint down without a success", "s", "paused"),
     ),
 }

@@ -19,6 +19,7 @@ from sekali.topics import pattern_fault, topic_fault
 ATTEMPTS_MAX = 1000
 LEASE_S_MIN, LEASE_S_MAX = 0.1, 12 * 3600.0
 DELAY_S_MAX = 24 * 3600.0
+PUSH_LEASE_S_MAX = 60.0  # a request that waits for longer is better asked again
 ERROR_CHARS_MAX = 1000
 URL_CHARS_MAX = 2048
 SECRET_PREFIX = "whsec_"  # noqa: S105 - https://www.standardwebhooks.com
@@ -93,6 +94,8 @@ def definition_fault(definition: Definition) -> tuple[str, str] | None:
         return None
     if (fault := _url_fault(definition.url)) is not None:
         return "url", fault
+    if definition.lease_seconds > PUSH_LEASE_S_MAX:
+        return "lease_seconds", f"at most {PUSH_LEASE_S_MAX:g} for delivery by push: the time that url has to answer"
     if definition.secret is not None and not _is_secret(definition.secret):
         return "secret", SECRET_FORM
     return None
@@ -133,6 +136,13 @@ def _is_secret(text: str) -> bool:
     return text.startswith(SECRET_PREFIX) and SECRET_BYTES_MIN <= size <= SECRET_BYTES_MAX
 
 
+class Pause(msgspec.Struct, frozen=True, array_like=True):
+    """Why and since when the server delivers nothing of a subscription, which it paused itself."""
+
+    reason: str
+    at_ns: int
+
+
 class Subscription(msgspec.Struct, frozen=True):
     """A subscription as it is stored. Events up to ``position`` are not part of it, see also ``LaneState``."""
 
@@ -140,6 +150,7 @@ class Subscription(msgspec.Struct, frozen=True):
     definition: Definition
     position: int
     created_at_ns: int
+    pause: Pause | None = None
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):
@@ -201,10 +212,11 @@ class Create(msgspec.Struct, frozen=True):
 
 
 class Alter(msgspec.Struct, frozen=True):
-    """Another definition; its position stays."""
+    """Another definition; its position stays. ``pause`` where the server itself paused it."""
 
     name: str
     definition: Definition
+    pause: Pause | None = None
 
 
 class Delete(msgspec.Struct, frozen=True):

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import secrets
 import signal
 import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -32,21 +33,24 @@ from sekali.api.publish import Publish
 from sekali.api.read import Reading
 from sekali.api.subscribe import Subscribing
 from sekali.api.subscriptions import SubscriptionRoutes
-from sekali.api.wire import events_sse
+from sekali.api.wire import events_sse, pushed_json
 from sekali.consumer import Consumer
-from sekali.errors import StartupError
 from sekali.feed import Feed
+from sekali.listening import Server, listen
 from sekali.logs import configure_logging
 from sekali.metrics import Metrics
 from sekali.ports import EventStore
-from sekali.settings import ServerSettings
+from sekali.push.pusher import Means
+from sekali.push.pushing import REQUESTS_IN_ALL_MAX, Pushing
+from sekali.push.sender import Resolve, Sender
+from sekali.settings import ServerSettings, networks
 from sekali.stores.sqlite import SqliteStore
 from sekali.subscriptions.manager import Subscriptions
 from sekali.tls import server_context
 
 READER_THREADS = 4
 DELIVERY_THREADS = 2
-LISTEN_BACKLOG = 1024
+RESOLVER_THREADS = 8
 EXIT_OK, EXIT_TOO_LATE, EXIT_GAVE_UP = 0, 1, 4
 
 log = structlog.get_logger("sekali")
@@ -90,7 +94,7 @@ def serve(settings: ServerSettings, open_store: Callable[[ServerSettings], Event
     require_descriptors(settings.connections_max)
     gc.freeze()  # what is imported lives as long as the process: the collector need not look at it again and again
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(settings))
+        listener = stack.enter_context(listen(settings))
         admission.require_safe(listener.getsockname()[0])
         store = open_store(settings)
         stack.callback(store.close)
@@ -158,16 +162,20 @@ async def running_app(
         ThreadPoolExecutor(1, "sekali-feed") as feeder,
         ThreadPoolExecutor(DELIVERY_THREADS, "sekali-delivery") as deliverers,
         ThreadPoolExecutor(1, "sekali-careful") as careful,
+        ThreadPoolExecutor(RESOLVER_THREADS, "sekali-resolver") as resolvers,
     ):
         feed = Feed(store, feeder, partial(events_sse, store.summary().log_id))
+        clock_ns = steady_clock_ns()
         subscriptions = Subscriptions(
             store,
             deliverers,
             stopping,
-            steady_clock_ns(),
+            clock_ns,
             lambda: secrets.token_urlsafe(16),
             subscriptions_max=settings.subscriptions_max,
         )
+        sender = _sender(resolvers, settings)
+        pushing = Pushing(_means_of_push(subscriptions, sender, stopping, clock_ns, settings))
 
         def on_stored(count: int, newest: int, topics: list[list[str]]) -> None:
             feed.committed(count, newest, topics)
@@ -176,43 +184,107 @@ async def running_app(
         def on_recovered() -> None:
             feed.look_again()
             subscriptions.look_again()
+            pushing.look_again()
 
-        consumer = Consumer(
-            store,
-            metrics,
-            time.monotonic,
-            workers=settings.consumer_workers,
-            queue_events_max=settings.queue_events_max,
-            commit_events_max=settings.commit_events_max,
-            commit_wait_ms_max=settings.commit_wait_ms_max,
-            on_recovery=RecoveryReport(),
-            on_give_up=on_give_up,
-            on_stored=on_stored,
-            on_recovered=on_recovered,
-        )
+        consumer = _consumer(store, metrics, settings, on_give_up, on_stored, on_recovered)
         connections = Connections(metrics, settings)
         publish = Publish(consumer, metrics, budget, careful, time.monotonic, access, settings)
         routers = [
             Reading(
-                store, consumer, metrics, budget, connections, subscriptions, readers, stopping, access, settings
+                store,
+                consumer,
+                metrics,
+                budget,
+                connections,
+                subscriptions,
+                pushing,
+                readers,
+                stopping,
+                access,
+                settings,
             ).router,
             Subscribing(store, feed, readers, stopping, access, metrics).router,
-            SubscriptionRoutes(subscriptions, store, budget, deliverers, access, settings).router,
+            SubscriptionRoutes(subscriptions, pushing, store, budget, deliverers, access, settings).router,
         ]
         consumer.start()
         subscriptions.start(consumer)
+        pushing.start(consumer.ready)
         try:
             yield Running(Api(routers, access), publish, connections, consumer.ready)
         finally:
+            await pushing.stop()
+            sender.close()
             await subscriptions.stop()
             if not await consumer.stop(settings.stop_timeout_s):
                 raise TimeoutError("the last commit did not end in time")
+
+
+def _consumer(
+    store: EventStore,
+    metrics: Metrics,
+    settings: ServerSettings,
+    on_give_up: Callable[[str], None],
+    on_stored: Callable[[int, int, list[list[str]]], None],
+    on_recovered: Callable[[], None],
+) -> Consumer:
+    return Consumer(
+        store,
+        metrics,
+        time.monotonic,
+        workers=settings.consumer_workers,
+        queue_events_max=settings.queue_events_max,
+        commit_events_max=settings.commit_events_max,
+        commit_wait_ms_max=settings.commit_wait_ms_max,
+        on_recovery=RecoveryReport(),
+        on_give_up=on_give_up,
+        on_stored=on_stored,
+        on_recovered=on_recovered,
+    )
+
+
+def _sender(resolvers: ThreadPoolExecutor, settings: ServerSettings) -> Sender:
+    return Sender(
+        pushed_json,
+        resolver(resolvers),
+        ssl.create_default_context(),
+        networks(settings.push_allowed_networks),
+        time.time,
+    )
+
+
+def _means_of_push(
+    subscriptions: Subscriptions,
+    sender: Sender,
+    stopping: asyncio.Event,
+    clock_ns: Callable[[], int],
+    settings: ServerSettings,
+) -> Means:
+    return Means(
+        subscriptions,
+        sender.send,
+        stopping,
+        clock_ns,
+        asyncio.sleep,
+        random.random,
+        asyncio.Semaphore(REQUESTS_IN_ALL_MAX),
+        settings.push_pause_after_s,
+    )
 
 
 def steady_clock_ns() -> Callable[[], int]:
     """Return a clock that shows the time of now and goes on steadily from there, whatever the wall clock is set to."""
     offset_ns = time.time_ns() - time.monotonic_ns()
     return lambda: time.monotonic_ns() + offset_ns
+
+
+def resolver(threads: ThreadPoolExecutor) -> Resolve:
+    """Return what looks up the addresses of a host, on threads of its own: a name server may let one wait for long."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        return [str(found[4][0]) for found in await asyncio.get_running_loop().run_in_executor(threads, look_up)]
+
+    return resolve
 
 
 class RecoveryReport:
@@ -236,45 +308,6 @@ class RecoveryReport:
         elif done == total or time.monotonic() >= self._next_at_s:
             log.info("making the dedup index from the log", done=done, total=total)
             self._next_at_s = time.monotonic() + 1
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0.
-
-    With ``tls`` it speaks that, and a client has ``handshake_timeout_s`` for its part of the handshake.
-    """
-
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, handshake_timeout_s: float) -> None:
-        super().__init__(config)
-        self._tls = tls
-        self._handshake_timeout_s = handshake_timeout_s
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does it, but for the time-outs, which it does not know."""
-        await self.lifespan.startup()
-        loop = asyncio.get_running_loop()
-
-        def connection() -> asyncio.Protocol:
-            return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-
-        timeout_s = self._handshake_timeout_s if self._tls is not None else None
-        self.servers = [
-            await loop.create_server(
-                connection,
-                sock=listener,
-                ssl=self._tls,
-                ssl_handshake_timeout=timeout_s,
-                ssl_shutdown_timeout=timeout_s,
-            )
-            for listener in sockets or []
-        ]
-        self.started = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def _serve(
@@ -305,7 +338,7 @@ async def _serve(
             server.should_exit = True
 
         running = await stack.enter_async_context(running_app(settings, store, stopping, metrics, access, give_up))
-        server = _Server(
+        server = Server(
             uvicorn.Config(
                 running.app,
                 http=bounded_protocol(running.publish, running.connections),
@@ -350,23 +383,3 @@ async def _serve(
             return EXIT_TOO_LATE
     log.info("stopped")
     return code
-
-
-def _listen(settings: ServerSettings) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise StartupError(f"cannot resolve HOST {settings.host}: {error}") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(LISTEN_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise StartupError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another HOST or PORT"
-        ) from None
-    return listener

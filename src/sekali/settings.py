@@ -71,6 +71,14 @@ class ServerSettings(_Settings):
         1 * MIB, ge=1, description="Size of one event's values; beyond: that event is invalid."
     )
     subscriptions_max: int = Field(1000, ge=0, description="Durable subscriptions; beyond: 409.")
+    push_allowed_networks: str = Field(
+        "",
+        description="Addresses and networks, separated by commas, that webhooks may be sent to although they are "
+        "private, loopback or otherwise not public.",
+    )
+    push_pause_after_s: float = Field(
+        86_400.0, gt=0, description="Time without any success, after which an endpoint that is down is paused."
+    )
     topics_max: int = Field(100_000, ge=1, description="Topics in the store; an event of one more is invalid.")
     disk_free_bytes_min: int = Field(
         128 * MIB, ge=0, description="Bytes to keep free on the disk; with less, publishing answers 503. 0: no limit."
@@ -121,7 +129,7 @@ class ServerSettings(_Settings):
         "info", description="debug adds one line for each duplicate."
     )
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "push_allowed_networks")
     @classmethod
     def _are_networks(cls, text: str) -> str:
         networks(text)

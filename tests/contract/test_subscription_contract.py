@@ -17,6 +17,7 @@ from sekali.delivery import (
     Forget,
     LaneState,
     Open,
+    Pause,
     PendingLane,
     Place,
     Progress,
@@ -102,6 +103,16 @@ class TestDefinitions:
         altered = Definition("t/**", "earliest", max_attempts=99)
         change(store, Alter("s", altered), Alter("nobody", altered))
         assert store.subscriptions() == [Subscription("s", altered, 1, 5)]
+
+    def test_why_it_was_paused_is_kept_until_it_is_altered_again(self, store: EventStore) -> None:
+        change(store, Create(subscription()))
+        paused, pause = Definition("t/**", "earliest", paused=True), Pause("é \u0000 gone", 7)
+        change(store, Alter("s", paused, pause))
+        assert store.subscriptions() == [Subscription("s", paused, 0, 5, pause)]
+        change(store, Seek("s", 0))
+        assert store.subscriptions() == [Subscription("s", paused, 0, 5, pause)]
+        change(store, Alter("s", paused))
+        assert store.subscriptions() == [Subscription("s", paused, 0, 5)]
 
     def test_deleting_leaves_nothing_that_another_of_that_name_would_find(self, store: EventStore) -> None:
         with_subscription(store, "t/a", "t/a")

@@ -10,7 +10,7 @@ from sekali.metrics import Ending, Metrics
 from sekali.settings import ServerSettings
 
 TAKEN_BYTES_MIN = 64 * 1024  # what a client has to take of an answer within ANSWER_TIMEOUT_S, if there is so much
-DESCRIPTORS_BESIDE = 200  # what a server opens that is no connection: store, index, readers, standard streams
+DESCRIPTORS_BESIDE = 330  # what a server opens beside: store, index, readers, standard streams, webhooks
 
 
 class Connection(Protocol):

@@ -50,6 +50,8 @@ class Defined(_Definition):
     """What a subscription is. The secret is not shown."""
 
     name: str
+    paused_reason: str | None = Field(description="Why the server itself paused it; null where it did not.")
+    paused_at: str | None = Field(description="When it did.")
     created_at: str
 
 
@@ -64,6 +66,16 @@ class Counted(BaseModel):
     dead: int = Field(description="Given up.")
 
 
+class EndpointOut(BaseModel):
+    """How the endpoint of a push subscription fared since the server started, or since it was changed."""
+
+    failures: int = Field(description="In a row.")
+    down_since: str | None = Field(description="Since when it counts as down; null where it does not.")
+    last_error: str | None
+    last_error_at: str | None
+    last_success_at: str | None
+
+
 class SubscriptionOut(Defined):
     """What a subscription is, and its figures."""
 
@@ -74,6 +86,7 @@ class SubscriptionOut(Defined):
     waiting: int = Field(description="Events to be given again.")
     dead_letters: int
     since_start: Counted
+    endpoint: EndpointOut = Field(None, description="Of a push subscription that is not paused.")  # type: ignore[assignment]
 
 
 class PullIn(BaseModel):

@@ -27,6 +27,7 @@ from sekali.event import Outcome, event_id_fault
 from sekali.keys import Grant
 from sekali.metrics import Metrics
 from sekali.ports import PAGE_BYTES_MAX, EventStore, Order, Position
+from sekali.push.pushing import Pushing
 from sekali.settings import ServerSettings
 from sekali.subscriptions.manager import Subscriptions
 from sekali.timestamps import parse_timestamp
@@ -86,6 +87,7 @@ class Reading:
         budget: ByteBudget,
         connections: Connections,
         subscriptions: Subscriptions,
+        pushing: Pushing,
         readers: Executor,
         stopping: asyncio.Event,
         access: Access,
@@ -97,6 +99,7 @@ class Reading:
         self._budget = budget
         self._connections = connections
         self._subscriptions = subscriptions
+        self._pushing = pushing
         self._readers = readers
         self._reads = asyncio.Semaphore(READS_MAX)
         self._stopping = stopping
@@ -288,7 +291,10 @@ class Reading:
         of_subscriptions: dict[str, dict[str, float]] = {}
         try:
             summary = await self._read(self._store.summary)
-            of_subscriptions = await self._subscriptions.samples()
+            of_subscriptions = {
+                name: values | self._pushing.samples(name)
+                for name, values in (await self._subscriptions.samples()).items()
+            }
             gauges["sekali_subscriptions"] = len(await self._subscriptions.all())
         except (StoreBroken, Unavailable):
             pass

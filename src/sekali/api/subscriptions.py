@@ -2,7 +2,7 @@
 
 import asyncio
 from concurrent.futures import Executor
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from msgspec import Meta
 
 from sekali.api import models_subscriptions as models
+from sekali.api import subscription_documents as documents
 from sekali.api import wire
 from sekali.api.access import Access, missing_scope, require_reader
 from sekali.api.body import Body, ByteBudget, Disconnected, header, read_whole
@@ -34,9 +35,9 @@ from sekali.delivery import (
 from sekali.errors import InvalidQuery, NoSuchSubscription, SubscriptionDiffers
 from sekali.keys import Grant
 from sekali.ports import PAGE_EVENTS_MAX, EventStore, Summary
+from sekali.push.pushing import Pushing
 from sekali.settings import ServerSettings
 from sekali.subscriptions.manager import LAG_MAX, Subscriptions
-from sekali.subscriptions.status import Status
 from sekali.subscriptions.surroundings import Ask, Delivered
 from sekali.timestamps import format_timestamp
 
@@ -86,6 +87,7 @@ class SubscriptionRoutes:
     def __init__(
         self,
         subscriptions: Subscriptions,
+        pushing: Pushing,
         store: EventStore,
         budget: ByteBudget,
         readers: Executor,
@@ -93,6 +95,7 @@ class SubscriptionRoutes:
         settings: ServerSettings,
     ) -> None:
         self._subscriptions = subscriptions
+        self._pushing = pushing
         self._store = store
         self._budget = budget
         self._readers = readers
@@ -135,11 +138,14 @@ class SubscriptionRoutes:
             if one.name > str(after) and grant.may_read_all_of(one.definition.topic)
         ]
         shown = visible[:limit]
-        documents = [
-            _document(one) | _figures(await self._subscriptions.status(one.name, LAG_LISTED_MAX)) for one in shown
+        found = [
+            documents.whole(
+                one, await self._subscriptions.status(one.name, LAG_LISTED_MAX), self._pushing.health(one.name)
+            )
+            for one in shown
         ]
         following = wire.cursor(summary, "subscriptions", shown[-1].name) if len(visible) > limit else None
-        return page_response(request, msgspec.json.encode(documents), following)
+        return page_response(request, msgspec.json.encode(found), following)
 
     async def put(self, request: Request, name: str) -> Response:
         """Make a subscription, or change what may change of it: the same again changes nothing."""
@@ -154,12 +160,14 @@ class SubscriptionRoutes:
             raise missing_scope(f"read:{definition.topic}")
         _require_may_change(grant, definition)
         is_new = await self._subscriptions.put(name, definition)
-        return json_response(_document(await self._subscriptions.get(name)), 201 if is_new else 200)
+        return json_response(documents.definition(await self._subscriptions.get(name)), 201 if is_new else 200)
 
     async def get(self, request: Request, name: str) -> Response:
         """What a subscription is, and its figures."""
         subscription = await self._visible(request, name)
-        return json_response(_document(subscription) | _figures(await self._subscriptions.status(name, LAG_MAX)))
+        return json_response(
+            documents.whole(subscription, await self._subscriptions.status(name, LAG_MAX), self._pushing.health(name))
+        )
 
     async def delete(self, request: Request, name: str) -> Response:
         """Delete a subscription, with its place in the log and its dead letters."""
@@ -326,24 +334,6 @@ def _require_may_change(grant: Grant, definition: Definition) -> None:
     """
     if definition.delivery is Delivery.PUSH and not grant.is_admin:
         raise missing_scope("admin")
-
-
-def _document(subscription: Subscription) -> dict[str, Any]:
-    created_at = format_timestamp(subscription.created_at_ns)
-    return {"name": subscription.name} | subscription.definition.public() | {"created_at": created_at}
-
-
-def _figures(status: Status) -> dict[str, Any]:
-    figures, counts = status.figures, status.counts
-    return {
-        "lag": figures.lag,
-        "lag_is_exact": figures.lag_is_exact,
-        "oldest_unacknowledged_seconds": status.oldest_s,
-        "in_flight": status.in_flight,
-        "waiting": status.waiting,
-        "dead_letters": figures.dead_letters,
-        "since_start": msgspec.to_builtins(counts),
-    }
 
 
 def _chosen(form: _Chosen) -> list[int] | None:

@@ -78,6 +78,11 @@ def events_json(events: Sequence[StoredEvent | Unreadable]) -> bytes:
     return _encode(_events_out(events))
 
 
+def pushed_json(event: StoredEvent) -> bytes:
+    """Encode an event for a webhook: the same bytes at every attempt, so without how often it was sent again."""
+    return _encode(_events_out([msgspec.structs.replace(event, duplicates=0, last_duplicate_at_ns=None)])[0])
+
+
 def events_ndjson(events: Sequence[StoredEvent | Unreadable]) -> bytes:
     """Encode events one a line, each line ended."""
     return _encode_lines(_events_out(events))

@@ -65,6 +65,9 @@ def list_subscriptions(
             cells[_LISTED.index("lag")] += "+"
         if one.get("paused") is True:
             cells[0] += " (paused)"
+        endpoint = one.get("endpoint")
+        if isinstance(endpoint, dict) and endpoint.get("down_since") is not None:
+            cells[0] += " (down)"
         table.add_row(*map(Text, cells))
     output.console().print(table)
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from sekali.delivery import (
     Alter,
     Change,
@@ -55,12 +57,12 @@ class Subscriptions:
             return
         old = kept.subscription
         match change:
-            case Alter(_, definition):
-                kept.subscription = Subscription(old.name, definition, old.position, old.created_at_ns)
+            case Alter(_, definition, pause):
+                kept.subscription = replace(old, definition=definition, pause=pause)
             case Delete(name):
                 del self._kept[name]
             case Seek(_, position):
-                kept.subscription = Subscription(old.name, old.definition, position, old.created_at_ns)
+                kept.subscription = replace(old, position=position)
                 kept.lanes.clear()
                 kept.dead = {seq: dead for seq, dead in kept.dead.items() if seq <= position}
             case Progress(_, lanes, dead):

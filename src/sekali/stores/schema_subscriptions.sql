@@ -5,7 +5,8 @@ CREATE TABLE subscriptions (
     name            TEXT    NOT NULL UNIQUE,
     definition      TEXT    NOT NULL,  -- JSON, with the secret of a webhook in clear: it signs with it
     position        INTEGER NOT NULL,  -- events up to here are no part of it, where no lane says otherwise
-    created_at_ns   INTEGER NOT NULL
+    created_at_ns   INTEGER NOT NULL,
+    pause           TEXT               -- JSON, [reason, at in ns]: why the server itself paused it
 ) STRICT;
 
 -- A topic of a subscription. Every event of it up to cursor is settled, but for those in open: [seq, attempts failed,

@@ -17,6 +17,7 @@ from sekali.delivery import (
     Forget,
     LaneState,
     Open,
+    Pause,
     PendingLane,
     Progress,
     Seek,
@@ -25,6 +26,7 @@ from sekali.delivery import (
 from sekali.stores.sqlite_conditions import topics_like
 
 _definitions = msgspec.json.Decoder(Definition)
+_pauses = msgspec.json.Decoder(Pause)
 _opens = msgspec.json.Decoder(tuple[Open, ...])
 _encode = msgspec.json.Encoder().encode
 
@@ -54,8 +56,11 @@ def apply(connection: apsw.Connection, changes: Sequence[Change]) -> None:
                         subscription.created_at_ns,
                     ),
                 )
-            case Alter(name, definition):
-                connection.execute("UPDATE subscriptions SET definition = ? WHERE name = ?", (_text(definition), name))
+            case Alter(name, definition, pause):
+                connection.execute(
+                    "UPDATE subscriptions SET definition = ?, pause = ? WHERE name = ?",
+                    (_text(definition), None if pause is None else _text(pause), name),
+                )
             case Delete(name):
                 connection.execute(f"DELETE FROM subscription_lanes WHERE subscription_id = {_ID}", (name,))
                 connection.execute(f"DELETE FROM dead_letters WHERE subscription_id = {_ID}", (name,))
@@ -110,9 +115,15 @@ def _text(value: Any) -> str:
 def subscriptions(connection: apsw.Connection) -> list[Subscription]:
     """See ``SubscriptionStore.subscriptions``."""
     return [
-        Subscription(name, decode(_definitions, definition), position, created_at_ns)
-        for name, definition, position, created_at_ns in connection.execute(
-            "SELECT name, definition, position, created_at_ns FROM subscriptions ORDER BY name"
+        Subscription(
+            name,
+            decode(_definitions, definition),
+            position,
+            created_at_ns,
+            None if pause is None else decode(_pauses, pause),
+        )
+        for name, definition, position, created_at_ns, pause in connection.execute(
+            "SELECT name, definition, position, created_at_ns, pause FROM subscriptions ORDER BY name"
         )
     ]
 

@@ -6,10 +6,11 @@ from typing import Any
 import apsw
 import msgspec
 
-from sekali.delivery import Definition, Open, definition_fault, name_fault
+from sekali.delivery import Definition, Open, Pause, definition_fault, name_fault
 from sekali.topics import matches
 
 _decode_definition = msgspec.json.Decoder(Definition).decode
+_decode_pause = msgspec.json.Decoder(Pause).decode
 _decode_open = msgspec.json.Decoder(tuple[Open, ...]).decode
 
 
@@ -18,8 +19,9 @@ def subscription_faults(connection: apsw.Connection) -> Iterator[str]:
     head = connection.execute("SELECT coalesce(max(seq), 0) FROM events").get
     patterns: dict[int, tuple[str, str]] = {}
     # Texts as blobs: a damaged one must not end the walk.
-    for subscription_id, raw_name, raw_definition, position in connection.execute(
-        "SELECT subscription_id, CAST(name AS BLOB), CAST(definition AS BLOB), position FROM subscriptions"
+    for subscription_id, raw_name, raw_definition, position, raw_pause in connection.execute(
+        "SELECT subscription_id, CAST(name AS BLOB), CAST(definition AS BLOB), position, CAST(pause AS BLOB) "
+        "FROM subscriptions"
     ):
         name = raw_name.decode(errors="backslashreplace")
         definition = _definition(raw_definition)
@@ -29,6 +31,8 @@ def subscription_faults(connection: apsw.Connection) -> Iterator[str]:
         patterns[subscription_id] = name, definition.topic
         if not 0 <= position <= head:
             yield f"{name}: its position is {position}, and the head of the log {head}"
+        if raw_pause is not None and not (_is_pause(raw_pause) and definition.paused):
+            yield f"{name}: why it is paused is damaged"
     yield from _lane_faults(connection, patterns, head)
     yield from _dead_letter_faults(connection, patterns)
 
@@ -88,6 +92,14 @@ def _definition(raw: bytes) -> Definition | None:
         return _decode_definition(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def _is_pause(raw: bytes) -> bool:
+    try:
+        _decode_pause(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _fits(pattern: str, topic: Any) -> bool:

@@ -58,6 +58,7 @@ class Awake:
         self._waiters: deque[_Waiter] = deque()
         self._ended: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0  # uvloop's handle does not tell, where it is due at once
         self._burying = asyncio.Lock()  # dead letters are changed one after the other
         self.used_at_ns = around.clock_ns()
         self._arm()
@@ -138,6 +139,9 @@ class Awake:
                 left_s = ask.until_s - asyncio.get_running_loop().time()
                 if left_s <= 0:
                     return []
+                if ask.still_wanted is None:
+                    await asyncio.wait([waiter.future], timeout=left_s)
+                    continue
                 await asyncio.wait([waiter.future], timeout=min(left_s, LOOK_INTERVAL_S))
                 if not waiter.future.done():
                     ask.still_wanted()
@@ -332,10 +336,11 @@ class Awake:
         loop = asyncio.get_running_loop()
         at_s = loop.time() + max((at_ns - self._around.clock_ns()) / 1e9, 0)
         if self._timer is not None:
-            if self._timer.when() <= at_s:
+            if self._timer_at_s <= at_s:
                 return
             self._timer.cancel()
         self._timer = loop.call_at(at_s, self._tick)
+        self._timer_at_s = at_s
 
 
 def _by_topic(dead: Sequence[DeadLetter]) -> dict[str, list[int]]:

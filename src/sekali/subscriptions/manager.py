@@ -22,6 +22,7 @@ from sekali.delivery import (
     Definition,
     Delete,
     Delivery,
+    Pause,
     Place,
     Seek,
     Subscription,
@@ -85,6 +86,7 @@ class Subscriptions:
         self._by_topic: dict[str, tuple[Awake, ...]] = {}
         self._counts: dict[str, Counts] = {}
         self._changing = asyncio.Lock()  # definitions and positions; nobody wakes meanwhile
+        self.on_changed: Callable[[], None] = lambda: None  # called after each change of definitions or positions
 
     def start(self, consumer: Consumer) -> None:
         """Begin, with a consumer that tells ``on_stored`` what it stores. Call once, on the event loop."""
@@ -192,10 +194,29 @@ class Subscriptions:
             if definition.secret is None:  # it is not shown, so whoever sends back what is shown has none
                 definition = msgspec.structs.replace(definition, secret=old.definition.secret)
             if old.definition != definition:
-                await self._commit(Alter(name, definition))
-                if (awake := self._awake.get(name)) is not None:
-                    awake.alter(definition)
+                await self._alter(name, definition, old.pause if definition.paused else None)
             return False
+
+    async def pause(self, subscription: Subscription, reason: str) -> None:
+        """Deliver nothing of a subscription any more and keep why, unless it was altered meanwhile.
+
+        Raises:
+            NoSuchSubscription: it was deleted.
+            SekaliError: it cannot be stored.
+
+        """
+        async with self._changing:
+            self._require_nothing_under_way()
+            name, definition = subscription.name, subscription.definition
+            current = await self.get(name)
+            if (current.created_at_ns, current.definition) == (subscription.created_at_ns, definition):
+                paused = msgspec.structs.replace(definition, paused=True)
+                await self._alter(name, paused, Pause(reason, self._clock_ns()))
+
+    async def _alter(self, name: str, definition: Definition, pause: Pause | None) -> None:
+        await self._commit(Alter(name, definition, pause))
+        if (awake := self._awake.get(name)) is not None:
+            awake.alter(definition)
 
     async def delete(self, name: str) -> None:
         """Delete a subscription with all that is kept of it.
@@ -245,6 +266,7 @@ class Subscriptions:
             self._known = None
             self._changes += 1
             self._changes_under_way -= 1
+            self.on_changed()
 
         committing = self._around.submit([change], done)
         self._changes_under_way += 1
@@ -343,7 +365,8 @@ class Subscriptions:
         """
         found: dict[str, dict[str, float]] = {}
         for subscription in (await self.all())[:SAMPLED_MAX]:
-            found[subscription.name] = (await self.status(subscription.name, LAG_MAX)).samples()
+            samples = (await self.status(subscription.name, LAG_MAX)).samples()
+            found[subscription.name] = samples | {"sekali_subscription_paused": float(subscription.definition.paused)}
         return found
 
     async def _with(self, name: str, act: Callable[[Awake], Awaitable[_Result]]) -> _Result:

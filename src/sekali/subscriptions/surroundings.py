@@ -20,15 +20,15 @@ Committing = asyncio.Future[SekaliError | None]  # its result is why a commit fa
 class Ask:
     """What a consumer asks for. It waits for the first event until ``until_s``, by the clock of the event loop.
 
-    ``topics_max`` bounds what it holds of an ordered subscription. ``still_wanted`` is called while it waits, and
-    raises what ends the wait.
+    ``topics_max`` bounds what it holds of an ordered subscription. ``still_wanted``, if any, is called again and again
+    while it waits, and raises what ends the wait.
     """
 
     events_max: int
     until_s: float = 0.0
     lease_s: float | None = None
     topics_max: int = 1
-    still_wanted: Callable[[], None] = lambda: None
+    still_wanted: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
