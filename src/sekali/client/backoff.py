@@ -15,13 +15,20 @@ RETRY_AFTER_S_MAX = 86_400.0
 _DOUBLINGS_MAX = 30  # far beyond the longest bound; keeps the power of two a small number
 
 
-def backoff_s(failures: int, share: float, retry_after_s: float = 0.0) -> float:
+def backoff_s(
+    failures: int,
+    share: float,
+    retry_after_s: float = 0.0,
+    *,
+    first_bound_s: float = FIRST_BOUND_S,
+    longest_bound_s: float = LONGEST_BOUND_S,
+) -> float:
     """Return the seconds to wait after so many failures in a row (1 or more).
 
     ``share`` is a random number in [0, 1). ``retry_after_s`` is what the server asked for; the jitter comes on top,
     so that publishers that were sent away together do not come back together.
     """
-    bound_s = min(LONGEST_BOUND_S, FIRST_BOUND_S * 2.0 ** min(failures - 1, _DOUBLINGS_MAX))
+    bound_s = min(longest_bound_s, first_bound_s * 2.0 ** min(failures - 1, _DOUBLINGS_MAX))
     return retry_after_s + bound_s * share
 
 

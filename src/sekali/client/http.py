@@ -198,9 +198,12 @@ class Server:
         params: Params | None,
         media_type: str,
         headers: Mapping[str, str] | None = None,
+        on_open: Callable[[Callable[[], None]], object] = lambda hang_up: None,
         **options: Any,
     ) -> Iterator[bytes]:
         """Yield the body of an answer in pieces, as they come. ``options`` are further ones of urllib3's ``urlopen``.
+
+        ``on_open`` is given what ends the wait for the next piece, from any thread, as if the stream had been cut.
 
         Raises:
             StreamCut: it ended early; what was yielded is good.
@@ -215,6 +218,7 @@ class Server:
                 raise self._failure(response)
             if not (found := response.headers.get("Content-Type", media_type)).startswith(media_type):
                 raise self._not_sekali(f"content type {found}")
+            on_open(response.shutdown)
             while piece := response.read1(_STREAM_CHUNK_BYTES, decode_content=False):
                 yield piece
             complete = True
