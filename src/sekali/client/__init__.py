@@ -1,4 +1,4 @@
-"""The Python client. Of all that Sekali needs it takes urllib3 alone: a program that publishes or consumes stays small."""
+"""The Python client. Of all that Sekali needs it takes urllib3 alone: programs that publish or consume stay small."""
 
 from sekali.client.asynchronous import AsyncPublisher
 from sekali.client.delivery import Delivery, Verdict

@@ -103,7 +103,7 @@ class Consumer(ABC):
         if self._is_async and self._loop is None:
             raise TypeError("the handler is a coroutine function: await run_async()")
         with self._changed:
-            if self._threads or self._stopping:
+            if self._threads:
                 raise RuntimeError("it runs already, or has ended; make another one")
             self._threads = [
                 threading.Thread(target=self._run, name="sekali-consumer", daemon=True)

@@ -264,14 +264,16 @@ class Publisher:
             if self._relay is not None:
                 self._has_ended &= self._relay.flush(max(0.0, deadline_s - time.monotonic()))
                 self._relay.close(max(0.0, deadline_s - time.monotonic()))
-            self._notices.say_rest()
+            with ours():  # a log handler of this publisher shall not take it for a record
+                self._notices.say_rest()
         return self._has_ended
 
     def at_exit(self, deadline_s: float) -> None:
         """Send what can be sent before the process ends."""
         if self._has_ended is None and not self.flush(max(0.0, deadline_s - time.monotonic())):
             held_events, _ = self._pump.held()
-            self._notices.warn("events not sent at the end of the process", f"{held_events} were in the buffer")
+            with ours():
+                self._notices.warn("events not sent at the end of the process", f"{held_events} were in the buffer")
 
     def after_fork(self) -> None:
         """Be empty in a child: what was published before is the parent's to send."""

@@ -47,7 +47,8 @@ class Subscriber(Consumer):
 
     An event is acknowledged after the handler returned. An exception of the handler gives it back: it comes again
     after a while that grows with the attempts (exponential, full jitter, up to five minutes), and in the end is a dead
-    letter. While a handler runs its events stay leased, however long it takes. Any number of subscribers share a subscription.
+    letter. While a handler runs its events stay leased, however long it takes. Any number of subscribers share a
+    subscription.
 
     Args:
         url: of the server.
@@ -112,15 +113,15 @@ class Subscriber(Consumer):
             return SubscriberCounts(self._tally["acknowledged"], self._tally["failed"], self._tally["lost"])
 
     def _work(self) -> None:
-        definition = self._open()
+        is_ordered = self._open()["order"] == "topic"
         while not self._stopping:
             answer = self._post("pull", self._ask)
             try:
-                events = [event for event in answer["events"] if isinstance(event["seq"], int)]
+                lease = Lease(str(answer["lease"]), answer["events"], is_ordered=is_ordered)
             except (KeyError, TypeError):
                 raise NotSekali("the answer to a pull has no events. Check the URL") from None
-            if events:
-                self._consume(Lease(str(answer["lease"]), events, is_ordered=definition["order"] == "topic"))
+            if lease.is_held:
+                self._consume(lease)
 
     def _open(self) -> dict[str, Any]:
         """Return what the subscription is, and make it where that was asked for. One worker does it for all."""
@@ -138,6 +139,8 @@ class Subscriber(Consumer):
                 if self._create is not None:  # whoever has paused it wants it to be so still
                     wanted = {**self._create, "paused": found.get("paused", False)}
                     found = self._server.send("PUT", self._path, wanted)
+                if not {"order", "lease_seconds"} <= found.keys():
+                    raise NotSekali(f"{self._path} is no subscription. Check the URL")
                 self._definition = found
                 interval_s = found["lease_seconds"] / 3
                 threading.Thread(target=self._keep, args=(interval_s,), name="sekali-leases", daemon=True).start()
