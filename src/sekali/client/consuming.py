@@ -150,7 +150,8 @@ class Consumer(ABC):
 
     def _run(self) -> None:
         try:
-            self._work()
+            if not self._stopping:
+                self._work()
         except Stopped:
             pass
         except BaseException as error:
