@@ -5,6 +5,7 @@ Kill it whenever you like and start it again: it goes on with the next order, an
 
 import argparse
 import sqlite3
+import time
 from contextlib import closing
 
 from sekali.client import Outbox, Relay, new_event
@@ -37,6 +38,7 @@ def main() -> None:
     options.add_argument("--url", default="http://127.0.0.1:8080")
     options.add_argument("--database", default="orders.db")
     options.add_argument("--count", type=int, default=20, help="orders that there shall be in the end")
+    options.add_argument("--per-second", type=float, default=5.0, help="at most so many")
     given = options.parse_args()
     with (
         closing(open_database(given.database)) as connection,
@@ -46,6 +48,7 @@ def main() -> None:
         for number in range(last + 1, given.count + 1):
             place_order(connection, number)
             print(f"order {number} is placed", flush=True)
+            time.sleep(1 / given.per_second)
         while not relay.flush(timeout_s=10):
             print(f"{outbox.pending(connection)} events wait for the server", flush=True)
 

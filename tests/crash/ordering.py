@@ -22,6 +22,7 @@ from e2e.server import DEADLINE_S, ServerProcess, clean_environment, lasting_por
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "orders"
 PUBLISHER, SERVER, CONSUMER = "order service", "server", "billing service"
+ORDERS_PER_SECOND = 60  # slow enough for the kills to fall among the orders
 WAIT_S_MAX = 0.1  # from when it is somebody's turn until the kill
 PROGRESS_S = 120.0  # the longest that a run may go without an order or a bill; only ever reached by one that fails
 
@@ -78,6 +79,7 @@ class Account:
     redelivered: int
     dead_letters: int
     kills: dict[str, int]
+    kills_after_the_orders: int
 
     def table(self) -> Table:
         table = Table("", "", title="orders and bills", show_header=False)
@@ -106,13 +108,19 @@ class Ordering:
         self._has_inbox = has_inbox
         self._chance = random.Random(seed)
         self._kills: Counter[str] = Counter({PUBLISHER: 0, SERVER: 0, CONSUMER: 0})
+        self._late_kills = 0
         self._stack = ExitStack()
         self.server = ServerProcess(folder / "store.db", start=False, PORT=lasting_port())
         url = f"http://127.0.0.1:{self.server.settings['PORT']}"
         output = self._stack.enter_context((folder / "billing.out").open("wb"))
         ordered = self._stack.enter_context((folder / "orders.out").open("wb"))
         self._publisher = Service(
-            EXAMPLE / "orders.py", ordered, url=url, database=folder / "orders.db", count=self._orders
+            EXAMPLE / "orders.py",
+            ordered,
+            url=url,
+            database=folder / "orders.db",
+            count=self._orders,
+            **{"per-second": ORDERS_PER_SECOND},
         )
         self.consumer = Service(Path(billing_that_dies.__file__), output, url=url, database=folder / "billing.db")
         self.fault_file = folder / "billing.fault"
@@ -123,13 +131,15 @@ class Ordering:
     def __enter__(self) -> "Ordering":
         for one in (self.server, self._publisher, self.consumer):
             self._stack.callback(one.close)
-        self.server.start()
-        self._publisher.start()
-        self.consumer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def start(self) -> None:
+        self.server.start()
+        self._publisher.start()
+        self.consumer.start()
 
     def count(self, database: str, sql: str) -> int:
         """Return a number from the database of one of the services; 0 before that has its tables."""
@@ -149,8 +159,9 @@ class Ordering:
     def bills(self) -> int:
         return self.count("billing.db", "SELECT count(*) FROM bills")
 
-    def kill_again_and_again(self, kills: int, on_kill: Callable[[], None] = lambda: None) -> None:
-        """Kill one of the three at random, spread over the orders, and start it again."""
+    def kill_again_and_again(self, kills: int) -> None:
+        """Start, then kill one of the three at random, spread over the orders, and start it again."""
+        self.start()
         for number in range(kills):
             victim = (PUBLISHER, SERVER, CONSUMER)[number] if number < 3 else self._chance.choice(list(self._kills))
             goal = int(self._orders * 0.95 * (number + self._chance.random()) / kills)
@@ -160,12 +171,23 @@ class Ordering:
                 self._wait_for(lambda before=before: self.bills() > before, "bills are written")  # type: ignore[misc]
             threading.Event().wait(self._chance.uniform(0, WAIT_S_MAX))
             one: Any = {PUBLISHER: self._publisher, SERVER: self.server, CONSUMER: self.consumer}[victim]
-            if victim == PUBLISHER and one.exit_code == 0:  # it has placed and sent everything meanwhile
+            is_late = self._publisher.exit_code == 0  # it has placed and sent everything meanwhile
+            self._late_kills += is_late
+            if is_late and victim == PUBLISHER:
                 victim, one = CONSUMER, self.consumer
             one.kill()
             one.start()
             self._kills[victim] += 1
-            on_kill()
+
+    def kill_at(self, point: str) -> None:
+        """Start, let the billing service come to a point at which it dies, and start that again."""
+        self.fault_file.write_text(point)
+        self.start()
+        assert self.consumer.wait() == -signal.SIGKILL
+        hit = self.fault_file.with_name(self.fault_file.name + ".hit")
+        assert hit.read_text() == point, "it did not die where it should"
+        self._kills[CONSUMER] += 1
+        self.consumer.start()
 
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
         try:
@@ -204,4 +226,5 @@ class Ordering:
             redelivered=(self._folder / "billing.out").read_bytes().count(b"came again"),
             dead_letters=dead,
             kills=dict(self._kills),
+            kills_after_the_orders=self._late_kills,
         )
