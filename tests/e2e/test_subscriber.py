@@ -509,3 +509,25 @@ class TestFollower:
         follower = Follower(server.url, handle, topic=topic, after="earliest")
         asyncio.run(asyncio.wait_for(follower.run_async(), 2 * DEADLINE_S))
         assert threads == [threading.get_ident()]
+
+
+def test_a_lease_that_is_released_is_as_if_it_had_not_been_given(server: ServerProcess, topic: str) -> None:
+    publish(server.http, f"{topic}/a", [1, 2])
+    body = b'{"topic": "%b/**", "start": "earliest"}' % topic.encode()
+    assert server.http.request("PUT", f"/subscriptions/{topic}", body=body).status == 201
+
+    def post(what: str, document: bytes) -> Any:
+        return server.http.request("POST", f"/subscriptions/{topic}/{what}", body=document)
+
+    first = post("pull", b"{}").json()
+    assert [one["attempt"] for one in first["events"]] == [1, 1]
+    assert post("pull", b"{}").json()["lease"] is None, "the topic is with the first"
+    lease = b'{"lease": "%b"}' % first["lease"].encode()
+    assert post("release", lease).status == 204
+    again = post("pull", b"{}").json()
+    assert [one["attempt"] for one in again["events"]] == [1, 1] and again["lease"] != first["lease"]
+    assert post("release", lease).status == 204, "what is over may be released again"
+    assert figures(server.http, topic)["in_flight"] == 2, "and it is not somebody else's"
+    refused = post("release", b"{}")
+    assert refused.status == 422 and "lease" in refused.json()["detail"]
+    assert server.http.request("POST", "/subscriptions/nobody/release", body=lease).status == 404
