@@ -164,7 +164,7 @@ class Ordering:
         self.start()
         for number in range(kills):
             victim = (PUBLISHER, SERVER, CONSUMER)[number] if number < 3 else self._chance.choice(list(self._kills))
-            goal = int(self._orders * 0.95 * (number + self._chance.random()) / kills)
+            goal = int(self._orders * 0.9 * (number + self._chance.random()) / kills)
             self._wait_for(lambda goal=goal: self.placed() >= goal, "orders are placed")  # type: ignore[misc]
             if victim == CONSUMER and self._chance.random() < 0.8:  # else perhaps before its first bill
                 before = self.bills()

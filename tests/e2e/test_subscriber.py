@@ -447,8 +447,9 @@ class TestFollower:
         with guarded(follower):
             follower.run()
         assert [number for batch, _ in seen for number in batch] == [1, 2, 3] and len(seen) < 3
-        last = server.http.events(topic=topic)[-1]
-        assert seen[-1][1] == f"{server.http.stats()['log_id']}-{last['seq']}"
+        log_id = server.http.stats()["log_id"]
+        seqs = {one["payload"]: one["seq"] for one in server.http.events(topic=topic)}
+        assert [position for _, position in seen] == [f"{log_id}-{seqs[batch[-1]]}" for batch, _ in seen]
 
     def test_asked_to_it_ends_at_the_first_exception(self, server: ServerProcess, topic: str) -> None:
         publish(server.http, topic, [1])
