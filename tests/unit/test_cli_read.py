@@ -163,29 +163,37 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
+def _stream(told: int, *events: dict[str, Any]) -> Reply:
+    """Answer with a stream that begins behind a seq and ends in order."""
+    blocks = [f"id: log-{event['seq']}\ndata: {json.dumps(event)}\n\n" for event in events]
+    body = f"retry: 2000\nid: log-{told}\n\n" + "".join(blocks)
+    return Reply(200, body.encode(), {"Content-Type": "text/event-stream"})
+
+
 @pytest.mark.usefixtures("waits")
 def test_tail_begins_behind_the_newest_and_goes_on(fake: FakeServer) -> None:
-    fake.script.extend([STATS, _page(_event(7)), _page(), _page(_event(8), _event(9)), STATS, _page(), _page()])
+    fake.script.extend([STATS, _stream(7, _event(8)), _stream(8), _stream(8, _event(9)), _stream(9)])
     result = _run(fake, "tail", "--json")
     assert result.exit_code == 0
     assert [json.loads(line)["seq"] for line in result.stdout.splitlines()] == [8, 9]
-    assert [request.params["after"] for request in fake.requests if "after" in request.params] == ["7", "7", "9", "9"]
+    asked = [(request.params["after"], request.headers.get("Last-Event-ID")) for request in fake.requests[1:]]
+    assert asked == [("latest", None), ("latest", "log-8"), ("latest", "log-8"), ("latest", "log-9")]
 
 
 @pytest.mark.usefixtures("waits")
-@pytest.mark.parametrize(("after", "seq"), [("earliest", "0"), ("41", "41")])
-def test_tail_begins_where_it_is_told(fake: FakeServer, after: str, seq: str) -> None:
+@pytest.mark.parametrize(("after", "told"), [("earliest", 0), ("41", 41)])
+def test_tail_begins_where_it_is_told(fake: FakeServer, after: str, told: int) -> None:
     event = _event(42, payload={"line": "GET / 200"}, source="")
-    fake.script.extend([STATS, _page(event), STATS, _page(), _page(), _page()])
+    fake.script.extend([STATS, _stream(told, event), *[_stream(42)] * 3])
     result = _run(fake, "tail", "--after", after, "--topic", "app/*/api")
     assert result.stdout == "42 2026-11-23T10:00:00Z app/prod/api GET / 200\n"
-    assert fake.requests[1].params == {"after": seq, "topic": "app/*/api"}
+    assert fake.requests[1].params == {"after": after, "topic": "app/*/api"}
 
 
 @pytest.mark.usefixtures("waits")
 def test_tail_goes_on_through_a_restart_and_says_that_it_waits(fake: FakeServer) -> None:
     busy = problem(503, "Not now", "starting", Retry_After="0")
-    fake.script.extend([STATS, HANG_UP, busy, _page(_event(1)), STATS, _page(), _page(), _page()])
+    fake.script.extend([STATS, HANG_UP, busy, _stream(0, _event(1)), *[_stream(1)] * 3])
     result = _run(fake, "tail", "--after", "earliest")
     assert result.exit_code == 0
     assert result.stdout.startswith("1 ")
