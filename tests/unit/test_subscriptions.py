@@ -205,7 +205,7 @@ class TestDelivering:
                 await one.publish(("u", "nobody waits for this"), ("t/a", "1"), ("t/a", "2"))
                 await eventually(lambda: order == [0])
                 await one.publish(("t/b", "1"), ("t/c", "1"))
-                assert await asyncio.gather(*waiting) == [[2], [4], [5]]
+                assert sorted(await asyncio.gather(*waiting)) == [[2], [4], [5]]  # of topics stored together either
                 assert order == [0, 1, 2]
 
         run(test)
