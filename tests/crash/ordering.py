@@ -198,10 +198,14 @@ class Ordering:
             )
             raise
 
+    def _has_come_to_the_end(self) -> bool:
+        assert self.consumer.exit_code is None, "the billing service ended by itself"
+        return bool(self.server.http.get_json("/subscriptions/billing")["lag"] == 0)
+
     def finish(self) -> Account:
         """Let them come to the end of the orders, and take account."""
         assert self._publisher.wait() == 0
-        self._wait_for(lambda: self.server.http.get_json("/subscriptions/billing")["lag"] == 0, "nothing is left")
+        self._wait_for(self._has_come_to_the_end, "nothing is left")
         self.consumer.close()
         dead = self.server.http.get_json("/subscriptions/billing")["dead_letters"]
         events = self.server.http.stats()["unique_processed"]
