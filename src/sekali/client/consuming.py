@@ -48,7 +48,9 @@ class Consumer(ABC):
     def _reset(self) -> None:
         """Make everything that a fork would break."""
         # It waits for the server as long as it takes, and every wait ends when this stops.
-        self._server: Server = open_server(*self._server_address, give_up_after_s=math.inf, sleep=self._pause)
+        self._server: Server = open_server(
+            *self._server_address, give_up_after_s=math.inf, connections_max=self._threads_max, sleep=self._pause
+        )
         self._notices = Notices()
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -127,6 +129,7 @@ class Consumer(ABC):
         """
         self.stop()
         has_ended = self._wait(time.monotonic() + timeout_s)
+        self._server.close()
         self._notices.say_rest()
         error, self._error = self._error, None
         if error is not None:
