@@ -194,7 +194,7 @@ def test_what_ends_a_thread_ends_the_subscriber_and_leaves_nothing_leased(server
     assert (now["in_flight"], now["lag"]) == (0, 2)
 
 
-def test_workers_take_topics_side_by_side(server: ServerProcess, topic: str) -> None:
+def test_workers_take_topics_side_by_side(server: ServerProcess, topic: str, caplog: pytest.LogCaptureFixture) -> None:
     for name in "abcd":
         publish(server.http, f"{topic}/{name}", [1, 2, 3])
     together = threading.Barrier(4)
@@ -208,6 +208,7 @@ def test_workers_take_topics_side_by_side(server: ServerProcess, topic: str) -> 
     consume(server, topic, handle, 12, concurrency=4)
     for name in "abcd":
         assert [number for found, number in seen if found == f"{topic}/{name}"] == [1, 2, 3]
+    assert "pool is full" not in caplog.text, "each has a connection of its own"
 
 
 def test_a_batch_is_handled_and_fails_as_one(server: ServerProcess, topic: str) -> None:
