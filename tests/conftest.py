@@ -23,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--every-flip", metavar="FILE", help="tests/unit/test_sqlite_damage.py: flip a bit of every byte; figures there"
     )
     group.addoption("--every-operation-report", metavar="FILE", help="write the figures there as JSON")
+    group.addoption("--orders-kills", type=int, metavar="N", help="tests/crash/test_orders.py: kill N times")
+    group.addoption("--orders-count", type=int, metavar="N", help="while so many orders run")
+    group.addoption("--orders-seed", type=int, metavar="SEED", help="the seed of a run to repeat")
+    group.addoption("--orders-report", metavar="FILE", help="write the figures there as JSON")
     group.addoption("--fuzz-minutes", type=float, metavar="M", help="tests/fuzz: make requests for so many minutes")
     group.addoption("--fuzz-seed", type=int, metavar="SEED", help="the seed of a run to repeat")
     group.addoption("--fuzz-report", metavar="FILE", help="write the figures there as JSON")

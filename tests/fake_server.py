@@ -138,7 +138,7 @@ def fake_server() -> Iterator[FakeServer]:
             self.end_headers()
             self.wfile.write(reply.body)
 
-        do_GET = do_POST = _answer
+        do_GET = do_POST = do_PUT = _answer
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         fake.url = f"http://127.0.0.1:{server.server_port}"

@@ -21,7 +21,7 @@ def test_the_programs_of_the_page_print_what_it_says(launch: Launch, postgres: s
         admin.execute("CREATE DATABASE shop")
     address = postgres.replace("dbname=postgres", "dbname=shop")
     programs = PROGRAM.findall(PAGE.read_text())
-    assert len(programs) >= 11 and PAGE.read_text().count("```python") == len(programs)
+    assert len(programs) >= 15 and PAGE.read_text().count("```python") == len(programs)
     for program, expected in programs:
         code = program.replace("http://127.0.0.1:8080", server.url).replace("postgresql://localhost/shop", address)
         result = subprocess.run(

@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 
 from e2e.server import DEADLINE_S, ServerProcess, in_parallel, wait_until
 from fake_server import FakeServer, fake_server
-from sekali.client import Event, Inbox, NoTransaction, Outbox, Relay, new_event
+from sekali.client import Event, Inbox, NoTransaction, Outbox, Positions, Relay, new_event
 
 Connect = Callable[..., psycopg.Connection[Any]]
 MakeRelay = Callable[..., Relay]
@@ -254,6 +254,20 @@ def test_without_a_transaction_it_refuses(connect: Connect) -> None:
             Outbox().add(connection, new_event("t", 1))
             assert Inbox().once(connection, EVENT)
         assert Outbox().pending(connection) == 1 and not _once(connection)
+
+
+def test_a_position_is_as_old_as_its_transaction(connect: Connect) -> None:
+    positions = Positions()
+    with connect() as connection:
+        positions.create_table(connection)
+        positions.store(connection, "report", "log-1")
+        positions.store(connection, "report", "log-2")
+        connection.commit()
+        positions.store(connection, "report", "log-3")
+        connection.rollback()
+        assert positions.load(connection, "report") == "log-2"
+    with connect(autocommit=True) as connection, pytest.raises(NoTransaction, match="autocommit"):
+        positions.store(connection, "report", "log-4")
 
 
 def _once(connection: psycopg.Connection[Any]) -> bool:

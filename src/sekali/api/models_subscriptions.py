@@ -159,6 +159,14 @@ class ExtendIn(BaseModel):
     lease_seconds: float | None = Field(None, ge=LEASE_S_MIN, le=LEASE_S_MAX, description="From now.")
 
 
+class ReleaseIn(BaseModel):
+    """Which lease is given back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lease: str = _LEASE
+
+
 class Extended(BaseModel):
     """The lease as it is now."""
 
@@ -234,10 +242,11 @@ PULL = _route("What there is.", Leased, Kind.DIFFERS, body=PullIn)
 ACK = _route("They are settled.", Acknowledged, body=AckIn)
 NACK = _route("They come again.", Returned, body=NackIn)
 EXTEND = _route("It runs out later.", Extended, Kind.LEASE_GONE, body=ExtendIn)
+RELEASE = _route("It holds nothing any more.", None, body=ReleaseIn, status=204)
 SEEK = _route("It goes on from there.", Sought, Kind.GONE, body=PlaceIn)
 DEAD_LETTERS = listing(DeadLetter, "One page of dead letters.")
 DEAD_LETTERS["responses"] |= problems(Kind.NOT_FOUND, Kind.GONE, Kind.INVALID_QUERY, Kind.UNAVAILABLE)
 REPLAY = _route("They are delivered again.", Replayed, body=ChosenIn)
 DROP = _route("They are forgotten.", None, body=ChosenIn, status=204)
 
-BODIES: list[type[BaseModel]] = [DefinitionIn, PullIn, AckIn, NackIn, ExtendIn, PlaceIn, ChosenIn]
+BODIES: list[type[BaseModel]] = [DefinitionIn, PullIn, AckIn, NackIn, ExtendIn, ReleaseIn, PlaceIn, ChosenIn]

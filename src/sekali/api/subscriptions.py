@@ -76,6 +76,10 @@ class _Extend(msgspec.Struct, forbid_unknown_fields=True):
     lease_seconds: LeaseSeconds | None = None
 
 
+class _Release(msgspec.Struct, forbid_unknown_fields=True):
+    lease: str
+
+
 class _Chosen(msgspec.Struct, forbid_unknown_fields=True):
     seqs: _Seqs | None = None
     all: bool = False
@@ -112,6 +116,7 @@ class SubscriptionRoutes:
             ("POST", f"{one}/ack", self.ack, models.ACK),
             ("POST", f"{one}/nack", self.nack, models.NACK),
             ("POST", f"{one}/extend", self.extend, models.EXTEND),
+            ("POST", f"{one}/release", self.release, models.RELEASE),
             ("POST", f"{one}/seek", self.seek, models.SEEK),
             ("GET", f"{one}/dead-letters", self.dead_letters, models.DEAD_LETTERS),
             ("POST", f"{one}/dead-letters/replay", self.replay, models.REPLAY),
@@ -247,6 +252,12 @@ class SubscriptionRoutes:
         form = await self._read(request, _Extend)
         expires_at_ns, held = await self._subscriptions.extend(name, form.lease, form.lease_seconds)
         return json_response({"lease": form.lease, "expires_at": format_timestamp(expires_at_ns), "held": held})
+
+    async def release(self, request: Request, name: str) -> Response:
+        """Give back what a lease still holds as if it had not been given, because the consumer stops: no attempt."""
+        await self._visible(request, name)
+        self._subscriptions.release(name, (await self._read(request, _Release)).lease)
+        return Response(status_code=204)
 
     # What was given up.
 

@@ -1,4 +1,4 @@
-"""The Python client. Of all that Sekali needs it takes urllib3 alone: a program that only publishes stays small."""
+"""The Python client. Of all that Sekali needs it takes urllib3 alone: programs that publish or consume stay small."""
 
 from sekali.client.asynchronous import AsyncPublisher
 from sekali.client.delivery import Delivery, Verdict
@@ -16,14 +16,17 @@ from sekali.client.errors import (
     Unreachable,
 )
 from sekali.client.events import Event, encode_event, new_event
+from sekali.client.follower import Follower
 from sekali.client.http import Answer, Server
 from sekali.client.inbox import Inbox
 from sekali.client.logs import SekaliHandler, SekaliProcessor
 from sekali.client.outbox import FailedEvent, Outbox
 from sekali.client.outbox_file import OutboxFile
+from sekali.client.positions import Positions
 from sekali.client.publisher import Counts, Publisher
 from sekali.client.relay import Relay
 from sekali.client.sending import Limits, WhenFull
+from sekali.client.subscriber import Subscriber, SubscriberCounts, SubscriptionFields
 from sekali.client.uuid7 import Uuid7
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Delivery",
     "Event",
     "FailedEvent",
+    "Follower",
     "Gone",
     "Inbox",
     "Limits",
@@ -43,6 +47,7 @@ __all__ = [
     "Outbox",
     "OutboxFailed",
     "OutboxFile",
+    "Positions",
     "Publisher",
     "PublisherClosed",
     "Refused",
@@ -51,6 +56,9 @@ __all__ = [
     "SekaliProcessor",
     "Server",
     "StreamCut",
+    "Subscriber",
+    "SubscriberCounts",
+    "SubscriptionFields",
     "TooLarge",
     "Unreachable",
     "Uuid7",

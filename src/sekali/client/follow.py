@@ -66,6 +66,7 @@ def follow(
     topic: str | None = None,
     after: str = "latest",
     last_event_id: str | None = None,
+    on_open: Callable[[Callable[[], None]], object] = lambda hang_up: None,
     sleep: Callable[[float], None] = time.sleep,
     random_share: Callable[[], float] = random.random,
 ) -> Iterator[list[Row]]:
@@ -76,6 +77,7 @@ def follow(
         topic: a topic or a pattern.
         after: where to begin: behind this seq, ``earliest`` or ``latest``.
         last_event_id: the ``id`` of a row: begin behind that instead.
+        on_open: given what ends a connection, from any thread, each time one is made.
         sleep: waits for so many seconds.
         random_share: random numbers in [0, 1).
 
@@ -85,9 +87,10 @@ def follow(
 
     """
     failures = 0
+    params: Params = {"topic": topic, "after": after}
     while True:
         try:
-            for number, messages in enumerate(_subscribe(server, {"topic": topic, "after": after}, last_event_id)):
+            for number, messages in enumerate(_subscribe(server, params, last_event_id, on_open)):
                 if messages:
                     last_event_id = messages[-1].id or last_event_id
                 if found := [_row(message) for message in messages if message.data is not None]:
@@ -100,12 +103,14 @@ def follow(
         sleep(backoff_s(failures, random_share()))
 
 
-def _subscribe(server: Server, params: Params, last_event_id: str | None) -> Iterator[list[Message]]:
+def _subscribe(
+    server: Server, params: Params, last_event_id: str | None, on_open: Callable[[Callable[[], None]], object]
+) -> Iterator[list[Message]]:
     """Yield what one connection brings, as it comes. Ends where the server ends the stream."""
     headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=SILENCE_S)
     parser = Parser()
-    for piece in server.pieces("/subscribe", params, "text/event-stream", headers, timeout=timeout):
+    for piece in server.pieces("/subscribe", params, "text/event-stream", headers, on_open, timeout=timeout):
         try:
             yield parser.feed(piece)
         except ValueError as error:

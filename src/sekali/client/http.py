@@ -6,8 +6,10 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
@@ -198,9 +200,12 @@ class Server:
         params: Params | None,
         media_type: str,
         headers: Mapping[str, str] | None = None,
+        on_open: Callable[[Callable[[], None]], object] = lambda hang_up: None,
         **options: Any,
     ) -> Iterator[bytes]:
         """Yield the body of an answer in pieces, as they come. ``options`` are further ones of urllib3's ``urlopen``.
+
+        ``on_open`` is given what ends the wait for the next piece, from any thread, as if the stream had been cut.
 
         Raises:
             StreamCut: it ended early; what was yielded is good.
@@ -215,6 +220,7 @@ class Server:
                 raise self._failure(response)
             if not (found := response.headers.get("Content-Type", media_type)).startswith(media_type):
                 raise self._not_sekali(f"content type {found}")
+            on_open(partial(_hang_up, response))
             while piece := response.read1(_STREAM_CHUNK_BYTES, decode_content=False):
                 yield piece
             complete = True
@@ -346,6 +352,11 @@ def _problem(response: urllib3.BaseHTTPResponse) -> str:
         return f"answered {response.status} {response.reason or ''}".rstrip()
     detail = document.get("detail")
     return f"{document['title']}: {detail}" if detail else str(document["title"])
+
+
+def _hang_up(response: urllib3.BaseHTTPResponse) -> None:
+    with suppress(OSError, ValueError):  # it may have ended
+        response.shutdown()
 
 
 def _hung_up(error: urllib3.exceptions.SSLError) -> bool:

@@ -21,8 +21,11 @@ class Notices:
         self._next_s: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 
-    def warn(self, kind: str, example: str, count: int = 1) -> None:
-        """Warn that ``count`` more of a kind happened, ``events dropped`` say; ``example`` is the last of them."""
+    def warn(self, kind: str, example: str, count: int = 1, error: BaseException | None = None) -> None:
+        """Warn that ``count`` more of a kind happened, ``events dropped`` say; ``example`` is the last of them.
+
+        With an ``error`` the traceback is logged as well.
+        """
         now_s = self._clock()
         with self._lock:
             count += self._unsaid.pop(kind, 0)
@@ -30,7 +33,7 @@ class Notices:
                 self._unsaid[kind] = count
                 return
             self._next_s[kind] = now_s + EVERY_S
-        _logger.warning("%s: %d. The last: %s", kind, count, example)
+        _logger.warning("%s: %d. The last: %s", kind, count, example, exc_info=error)
 
     def call(self, callback: Callable[..., object], *arguments: object) -> None:
         """Call back. What the callback raises is warned of, and ends nothing here."""

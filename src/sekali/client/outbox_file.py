@@ -85,29 +85,33 @@ class OutboxFile:
 
         if self.path in _of_parent:
             raise OutboxFailed(f"{self.path} was open when this process was forked, and SQLite cannot open it safely")
-        try:
-            with no_fork:
+        with no_fork:
+            try:
                 connection = sqlite3.connect(
                     self.path, timeout=BUSY_S, isolation_level=None, factory=_tracked_connection()
                 )
-            try:
-                for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 0"):
-                    connection.execute(f"PRAGMA {pragma}").fetchall()
-                found = (_pragma(connection, "journal_mode"), _pragma(connection, "synchronous"))
-                if found != ("wal", _SYNCHRONOUS_FULL):
-                    raise OutboxFailed(f"{self.path}: SQLite does not make commits durable here: {found}")
-            except BaseException:
-                connection.close()
-                raise
-        except sqlite3.Error as error:
-            raise OutboxFailed(f"cannot open the outbox {self.path}: {error}") from error
+                try:
+                    self._configure(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+            except sqlite3.Error as error:
+                raise OutboxFailed(f"cannot open the outbox {self.path}: {error}") from error
         return connection
+
+    def _configure(self, connection: "sqlite3.Connection") -> None:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 0"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        found = (_pragma(connection, "journal_mode"), _pragma(connection, "synchronous"))
+        if found != ("wal", _SYNCHRONOUS_FULL):
+            raise OutboxFailed(f"{self.path}: SQLite does not make commits durable here: {found}")
 
     def open_limited(self) -> "sqlite3.Connection":
         """Open a connection that cannot make the file larger than ``bytes_max``. Raises as ``open`` does."""
         connection = self.open()
-        pages_max = max(1, self.bytes_max // _pragma(connection, "page_size"))
-        connection.execute(f"PRAGMA max_page_count = {pages_max}").fetchall()
+        with no_fork:
+            pages_max = max(1, self.bytes_max // _pragma(connection, "page_size"))
+            connection.execute(f"PRAGMA max_page_count = {pages_max}").fetchall()
         return connection
 
     def prepare(self) -> None:
@@ -124,7 +128,8 @@ class OutboxFile:
             raise OutboxFailed(f"cannot make the outbox {self.path}: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with closing(self.open()) as connection:
+            connection = self.open()
+            with no_fork, closing(connection):
                 self.outbox.create_table(connection)
         finally:
             os.close(descriptor)

@@ -4,13 +4,13 @@ import os
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, Unpack
 
 from sekali.client.background import is_ours, ours, register
-from sekali.client.connect import server_for_single_attempts
+from sekali.client.connect import open_server
 from sekali.client.delivery import Delivery, Verdict
 from sekali.client.errors import ClientError, PublisherClosed
 from sekali.client.events import Event, EventFields, Ids, new_event
@@ -112,13 +112,15 @@ class Publisher:
         register(self)
 
     def _make_server(self) -> Server:
-        return server_for_single_attempts(*self._server_address)
+        return open_server(*self._server_address, give_up_after_s=0)
 
     def _begin(self) -> None:
         """Make everything that a fork would break."""
         self._notices = Notices()
         self._lock = threading.RLock()  # a signal handler may publish while its own thread does
         self._tally: Counter[str] = Counter()
+        self._untallied: deque[Mapping[str, int]] = deque()
+        self._is_tallying = False
         self._has_ended: bool | None = None
         self._relay: Relay | None = None
         self._desk: FileDesk | None = None
@@ -228,6 +230,7 @@ class Publisher:
     def counts(self) -> Counts:
         """Return what was done so far."""
         held_events, held_bytes = self._pump.held()
+        self._count({})
         with self._lock:
             tally = self._tally.copy()
         names = ("published", "stored", "duplicate", "conflict", "invalid", "dropped")
@@ -261,14 +264,16 @@ class Publisher:
             if self._relay is not None:
                 self._has_ended &= self._relay.flush(max(0.0, deadline_s - time.monotonic()))
                 self._relay.close(max(0.0, deadline_s - time.monotonic()))
-            self._notices.say_rest()
+            with ours():  # a log handler of this publisher shall not take it for a record
+                self._notices.say_rest()
         return self._has_ended
 
     def at_exit(self, deadline_s: float) -> None:
         """Send what can be sent before the process ends."""
         if self._has_ended is None and not self.flush(max(0.0, deadline_s - time.monotonic())):
             held_events, _ = self._pump.held()
-            self._notices.warn("events not sent at the end of the process", f"{held_events} were in the buffer")
+            with ours():
+                self._notices.warn("events not sent at the end of the process", f"{held_events} were in the buffer")
 
     def after_fork(self) -> None:
         """Be empty in a child: what was published before is the parent's to send."""
@@ -279,8 +284,14 @@ class Publisher:
             self._has_ended = self._pump.close(0)
 
     def _count(self, more: Mapping[str, int]) -> None:
+        self._untallied.append(more)
         with self._lock:
-            self._tally.update(more)
+            if self._is_tallying:  # this is a signal handler, and its own thread is in the middle of an addition, below
+                return
+            self._is_tallying = True
+            while self._untallied:
+                self._tally.update(self._untallied.popleft())
+            self._is_tallying = False
 
     def _arrived(self, entries: Sequence[Entry], verdicts: Sequence[Verdict] | None) -> None:
         if verdicts is None:  # on disk; the rest is up to the relay

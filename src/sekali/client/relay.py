@@ -17,7 +17,7 @@ from typing import Any, Self
 from sekali.client.background import is_ours, leave_to_the_parent, register, start_thread
 from sekali.client.backoff import Patience
 from sekali.client.batches import REQUEST_BYTES_MAX, publish_batch
-from sekali.client.connect import server_for_single_attempts
+from sekali.client.connect import open_server
 from sekali.client.delivery import Verdict, read_verdict
 from sekali.client.errors import ClientError, Unreachable
 from sekali.client.events import Event
@@ -93,7 +93,7 @@ class Relay:
         register(self)
 
     def _reset(self) -> None:
-        self._server = server_for_single_attempts(*self._server_address)
+        self._server = open_server(*self._server_address, give_up_after_s=0)
         self._notices = Notices()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None

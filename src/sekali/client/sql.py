@@ -140,8 +140,8 @@ class _Sqlite(Database):
         """Tell whether a statement did nothing because another connection has a lock."""
 
     def take_over(self) -> None:
-        self.rows(f"PRAGMA busy_timeout = {round(_BUSY_ATTEMPT_S * 1000)}")
         self._is_ours = True
+        self.rows(f"PRAGMA busy_timeout = {round(_BUSY_ATTEMPT_S * 1000)}")
 
     def begin(self) -> None:
         self.rows("BEGIN IMMEDIATE")

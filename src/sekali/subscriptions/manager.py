@@ -50,7 +50,6 @@ LAG_MAX = 100_000  # counted of one subscription
 SAMPLED_MAX = 50
 
 _Result = TypeVar("_Result")
-
 log = structlog.get_logger("sekali.subscriptions")
 
 
