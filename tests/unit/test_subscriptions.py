@@ -29,7 +29,7 @@ from sekali.event import Verdict
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Page, Query
 from sekali.stores.memory import MemoryStore
-from sekali.subscriptions import awake, manager
+from sekali.subscriptions import awake, consumed
 from sekali.subscriptions.manager import Subscriptions
 from sekali.subscriptions.surroundings import Ask, Delivered
 from sekali.testing import FailingStore, FakeClock, GatedStore, WrappedStore
@@ -132,7 +132,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 def waiters(one: Running) -> int:
     """How many wait for events."""
-    awake_one = one.subscriptions._awake.get(S)
+    awake_one = one.subscriptions._consumed.get(S)
     return 0 if awake_one is None else len(awake_one._waiters)
 
 
@@ -243,7 +243,7 @@ class TestDelivering:
                 await one.put()
                 with pytest.raises(InvalidQuery):
                     await one.pull(1, 30, still_wanted=refuse)
-                assert not one.subscriptions._awake[S].is_in_use
+                assert not any(awake_one.is_in_use for awake_one in one.subscriptions._consumed)
 
         run(test)
 
@@ -299,19 +299,19 @@ class TestDelivering:
         run(test)
 
     def test_one_that_nobody_uses_falls_asleep_and_goes_on_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(manager, "ASLEEP_AFTER_S", 0)
-        monkeypatch.setattr(manager, "LOOK_INTERVAL_S", 0.001)
+        monkeypatch.setattr(consumed, "ASLEEP_AFTER_S", 0)
+        monkeypatch.setattr(consumed, "LOOK_INTERVAL_S", 0.001)
 
         async def test() -> None:
             async with running(memory()) as one:
                 await one.put()
                 await one.publish(("t/a", "1"), ("t/a", "2"))
                 held = await one.pull(1)
-                assert one.subscriptions._awake, "it holds something"
+                assert [*one.subscriptions._consumed], "it holds something"
                 await one.ack(held)
-                await eventually(lambda: not one.subscriptions._awake)
+                await eventually(lambda: not [*one.subscriptions._consumed])
                 await one.publish(("t/b", "1"))
-                assert one.subscriptions._by_topic == {}, "a commit does not even look"
+                assert one.subscriptions._consumed._by_topic == {}, "a commit does not even look"
                 assert given(await one.pull(topics_max=9)) == [2, 3]
 
         run(test)
@@ -588,6 +588,50 @@ class TestCommits:
                 gated.gate.set()
                 assert await acknowledging == await again == []
                 assert given(await one.pull()) == [2]
+
+        run(test)
+
+    def test_what_is_on_its_way_to_the_disk_comes_before_the_next_look_at_it(self) -> None:
+        """An acknowledgement that was taken before its subscription came to an end is committed all the same."""
+
+        async def test() -> None:
+            gated = GatedStore(memory())
+            gated.gate.set()
+            async with running(gated) as one:
+                await one.put()
+                await one.publish(("t/a", "1"), ("t/a", "2"))
+                delivered = await one.pull(1)
+                gated.gate.clear()
+                gated.reached.clear()
+                acknowledging = asyncio.create_task(one.ack(delivered))
+                await asyncio.to_thread(gated.reached.wait)
+                one.subscriptions.look_again()
+                pulling = asyncio.create_task(one.pull(1))
+                await eventually(lambda: bool(one.consumer._changes) or pulling.done())
+                gated.gate.set()
+                assert await acknowledging == []
+                assert given(await pulling) == [2]
+
+        run(test)
+
+    def test_a_change_holds_though_nobody_waited_for_it(self) -> None:
+        async def test() -> None:
+            gated = GatedStore(memory())
+            gated.gate.set()
+            async with running(gated) as one:
+                await one.put()
+                await one.publish(("t/a", "1"), ("t/a", "2"))
+                await one.ack(await one.pull(1))
+                gated.gate.clear()
+                gated.reached.clear()
+                pausing = asyncio.create_task(one.put(paused=True))
+                await asyncio.to_thread(gated.reached.wait)
+                pausing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await pausing
+                gated.gate.set()
+                await eventually(lambda: one.subscriptions._changes_under_way == 0)
+                assert given(await one.pull()) == []
 
         run(test)
 

@@ -58,6 +58,7 @@ class Awake:
         self._waiters: deque[_Waiter] = deque()
         self._ended: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0  # by the clock of the loop; a handle of uvloop need not tell
         self._burying = asyncio.Lock()  # dead letters are changed one after the other
         self.used_at_ns = around.clock_ns()
         self._arm()
@@ -332,10 +333,10 @@ class Awake:
         loop = asyncio.get_running_loop()
         at_s = loop.time() + max((at_ns - self._around.clock_ns()) / 1e9, 0)
         if self._timer is not None:
-            if self._timer.when() <= at_s:
+            if self._timer_at_s <= at_s:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(at_s, self._tick)
+        self._timer, self._timer_at_s = loop.call_at(at_s, self._tick), at_s
 
 
 def _by_topic(dead: Sequence[DeadLetter]) -> dict[str, list[int]]:
