@@ -12,6 +12,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--deliveries-seconds", type=float, metavar="S", help="tests/crash/test_deliveries.py: consume for so long"
     )
     group.addoption(
+        "--deliveries-kills", type=int, metavar="N", help="tests/crash/test_deliveries.py: kill the server N times"
+    )
+    group.addoption("--deliveries-report", metavar="FILE", help="write the figures there as JSON")
+    group.addoption(
         "--every-operation", action="store_true", help="tests/crash/test_every_operation.py: try every fault everywhere"
     )
     group.addoption(
