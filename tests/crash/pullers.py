@@ -38,8 +38,12 @@ class _Holding:
 
 @dataclass(slots=True)
 class Ledger:
-    """What all consumers did and were told. Moments are numbers that count up; safe for many threads."""
+    """What all consumers did and were told. Moments are numbers that count up; safe for many threads.
 
+    ``is_ordered``: nobody gets anything of a topic of which another holds something; otherwise not the same event.
+    """
+
+    is_ordered: bool = True
     steps: list[Step] = field(default_factory=list)
     given: Counter[int] = field(default_factory=Counter)
     acknowledged: dict[int, int] = field(default_factory=dict)  # seq: the moment of the answer
@@ -49,7 +53,7 @@ class Ledger:
     habits: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     wrong_count: int = 0
-    _holding: dict[str, _Holding] = field(default_factory=dict)
+    _holding: dict[str, _Holding] = field(default_factory=dict)  # by topic, or by seq
     _moment: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -69,12 +73,13 @@ class Ledger:
         with self._lock:
             self._moment += 1
             now_s = time.monotonic()
-            for topic, seqs in _by_topic(events).items():
-                self.steps.append(Step(True, tuple(seqs), topic))
-                holding = self._holding.get(topic)
+            runs = _by_topic(events)
+            self.steps += [Step(True, tuple(seqs), topic) for topic, seqs in runs.items()]
+            for what, seqs in (runs if self.is_ordered else {str(one["seq"]): [one["seq"]] for one in events}).items():
+                holding = self._holding.get(what)
                 if holding is not None and holding.seqs and holding.since < asked and now_s < holding.until_s:
-                    self._note(f"{topic} given to {puller} while {holding.puller} holds {sorted(holding.seqs)}")
-                self._holding[topic] = _Holding(puller, set(seqs), self._moment, asked_s + lease_s)
+                    self._note(f"{what} given to {puller} while {holding.puller} holds {sorted(holding.seqs)}")
+                self._holding[what] = _Holding(puller, set(seqs), self._moment, asked_s + lease_s)
             for one in events:
                 seq = one["seq"]
                 self.given[seq] += 1

@@ -31,7 +31,7 @@ from sekali.delivery import (
     name_fault,
     place_fault,
 )
-from sekali.errors import InvalidQuery, NoSuchSubscription, SubscriptionDiffers
+from sekali.errors import InvalidQuery, NoSuchSubscription, StoreBroken, SubscriptionDiffers
 from sekali.keys import Grant
 from sekali.ports import PAGE_EVENTS_MAX, EventStore, Summary
 from sekali.settings import ServerSettings
@@ -163,7 +163,7 @@ class SubscriptionRoutes:
 
     async def delete(self, request: Request, name: str) -> Response:
         """Delete a subscription, with its place in the log and its dead letters."""
-        await self._changeable(request, name)
+        _require_may_change(_grant(request), (await self._visible(request, name, damaged=True)).definition)
         await self._subscriptions.delete(name)
         return Response(status_code=204)
 
@@ -286,13 +286,18 @@ class SubscriptionRoutes:
     async def _summary(self) -> Summary:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.summary)
 
-    async def _visible(self, request: Request, name: str) -> Subscription:
-        """Return a subscription; for who may not read all its topics there is none of that name."""
+    async def _visible(self, request: Request, name: str, *, damaged: bool = False) -> Subscription:
+        """Return a subscription; for who may not read all its topics there is none of that name.
+
+        Of one that is damaged nobody knows them, so that it is there only for who may read everything.
+        """
         grant = _grant(request)
         require_reader(grant)
-        subscription = await self._subscriptions.get(name)
+        subscription = await self._subscriptions.find(name)
         if not grant.may_read_all_of(subscription.definition.topic):
             raise NoSuchSubscription(f"there is no subscription {name}")
+        if subscription.fault is not None and not damaged:
+            raise StoreBroken(subscription.fault)
         return subscription
 
     async def _changeable(self, request: Request, name: str) -> None:

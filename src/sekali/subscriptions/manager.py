@@ -27,6 +27,7 @@ from sekali.errors import (
     NoSuchSubscription,
     PositionGone,
     SekaliError,
+    StoreBroken,
     SubscriptionDiffers,
     TooManySubscriptions,
     Unavailable,
@@ -115,9 +116,16 @@ class Subscriptions:
 
         Raises:
             NoSuchSubscription: there is none of that name.
-            StoreBroken, Unavailable: the store cannot be read.
+            StoreBroken, Unavailable: the store cannot be read, or it is damaged.
 
         """
+        subscription = await self.find(name)
+        if subscription.fault is not None:
+            raise StoreBroken(subscription.fault)
+        return subscription
+
+    async def find(self, name: str) -> Subscription:
+        """Return one, also where it is damaged. Raises as ``get`` does otherwise."""
         subscription = (await self._read_known()).get(name)
         if subscription is None:
             raise NoSuchSubscription(f"there is no subscription {name}")
@@ -138,6 +146,8 @@ class Subscriptions:
             self._require_nothing_under_way()
             known = await self._read_known()
             old = known.get(name)
+            if old is not None and old.fault is not None:
+                raise StoreBroken(old.fault)
             if old is None:
                 if len(known) >= self._subscriptions_max:
                     raise TooManySubscriptions(
@@ -171,7 +181,7 @@ class Subscriptions:
         """
         async with self._changing:
             self._require_nothing_under_way()
-            await self.get(name)
+            await self.find(name)
             self._consumed.end(name)
             await self._commit(Delete(name))
             self._counts.pop(name, None)
@@ -302,7 +312,7 @@ class Subscriptions:
         return Status(figures, self._clock_ns(), in_flight, waiting, self._counts.get(name) or Counts())
 
     async def samples(self) -> dict[str, dict[str, float]]:
-        """Return metrics by subscription, for the first ``SAMPLED_MAX`` by name.
+        """Return metrics by subscription, for the first ``SAMPLED_MAX`` by name of which they can be read.
 
         Raises:
             StoreBroken, Unavailable: the store cannot be read.
@@ -310,7 +320,8 @@ class Subscriptions:
         """
         found: dict[str, dict[str, float]] = {}
         for subscription in (await self.all())[:SAMPLED_MAX]:
-            found[subscription.name] = (await self.status(subscription.name, LAG_MAX)).samples()
+            with suppress(StoreBroken):
+                found[subscription.name] = (await self.status(subscription.name, LAG_MAX)).samples()
         return found
 
     async def _with(self, name: str, act: Callable[[Awake], Awaitable[_Result]]) -> _Result:
