@@ -41,6 +41,20 @@ def memory() -> MemoryStore:
     return MemoryStore(FakeClock(), topics_max=1000)
 
 
+class SlowToWake(WrappedStore):
+    """Holds the answer about what is pending back."""
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store)
+        self.gate, self.reached = threading.Event(), threading.Event()
+
+    def pending(self, name: str) -> tuple[int, list[PendingLane]]:
+        found = super().pending(name)
+        self.reached.set()
+        self.gate.wait()
+        return found
+
+
 class Running:
     """Subscriptions and the consumer under them, with short words for what consumers do."""
 
@@ -275,18 +289,7 @@ class TestDelivering:
 
     def test_what_is_stored_while_it_wakes_is_not_missed(self) -> None:
         async def test() -> None:
-            class Slow(WrappedStore):
-                """Holds the answer about what is pending back."""
-
-                gate, reached = threading.Event(), threading.Event()
-
-                def pending(self, name: str) -> tuple[int, list[PendingLane]]:
-                    found = super().pending(name)
-                    self.reached.set()
-                    self.gate.wait()
-                    return found
-
-            store = Slow(memory())
+            store = SlowToWake(memory())
             async with running(store) as one:
                 await one.put()
                 waiting = asyncio.create_task(one.pull(10, 30, topics_max=9))
@@ -295,6 +298,20 @@ class TestDelivering:
                 await one.publish(("t/b", "1"), ("u", "1"))
                 store.gate.set()
                 assert given(await waiting) == [1, 2]
+
+        run(test)
+
+    def test_nobody_begins_to_wait_in_a_server_that_stops(self) -> None:
+        async def test() -> None:
+            store = SlowToWake(memory())
+            async with running(store) as one:
+                await one.put()
+                waiting = asyncio.create_task(one.pull(1, 3600))
+                await asyncio.to_thread(store.reached.wait)
+                one.subscriptions._stopping.set()
+                await asyncio.sleep(0)  # whoever waits is let go
+                store.gate.set()
+                assert given(await waiting) == []
 
         run(test)
 

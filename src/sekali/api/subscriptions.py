@@ -1,6 +1,7 @@
 """The routes of durable subscriptions: what they are, and how their events are taken."""
 
 import asyncio
+import re
 from concurrent.futures import Executor
 from typing import Annotated, Any, TypeVar
 
@@ -312,9 +313,19 @@ class SubscriptionRoutes:
             try:
                 return msgspec.json.decode(text or b"{}", type=form)
             except msgspec.ValidationError as error:
-                raise Problem(Kind.INVALID_QUERY, str(error)) from None
+                raise Problem(Kind.INVALID_QUERY, str(error), errors=[_place(str(error))]) from None
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise Problem(Kind.NOT_JSON, f"the document is not JSON: {error}") from None
+
+
+def _place(fault: str) -> dict[str, str]:
+    """Return the place in the document of a fault that msgspec found, and what it is."""
+    detail, _, place = fault.partition(" - at `$")
+    names = re.findall(r"\.(\w+)", place) + re.findall("field `(.*)`", detail)
+    return {
+        "pointer": "#" + "".join(f"/{name.replace('~', '~0').replace('/', '~1')}" for name in names),
+        "detail": detail,
+    }
 
 
 def _grant(request: Request) -> Grant:

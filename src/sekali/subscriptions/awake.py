@@ -128,6 +128,8 @@ class Awake:
     async def _wants(self, ask: Ask, *, first: bool) -> list[Want]:
         """Wait for one's turn, and for lanes that have something; nothing where the time is over."""
         self._require_current()
+        if self._around.stopping.is_set():
+            return []
         waiter = _Waiter(ask)
         if first:
             self._waiters.appendleft(waiter)

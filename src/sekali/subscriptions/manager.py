@@ -77,7 +77,7 @@ class Subscriptions:
 
     def start(self, consumer: Consumer) -> None:
         """Begin, with a consumer that tells ``on_stored`` what it stores. Call once, on the event loop."""
-        self._around = Surroundings(self._store, consumer, self._readers, self._clock_ns, self._new_id)
+        self._around = Surroundings(self._store, consumer, self._readers, self._stopping, self._clock_ns, self._new_id)
         self._consumed = Consumed(self._around)
         self._tasks = [asyncio.create_task(self._end_waits()), asyncio.create_task(self._consumed.let_sleep())]
 
@@ -261,8 +261,6 @@ class Subscriptions:
             SekaliError: events cannot be read; or what ``ask.still_wanted`` raises.
 
         """
-        if self._stopping.is_set():
-            return None
         return await self._with(name, lambda awake: awake.pull(ask))
 
     async def acknowledge(self, name: str, lease_id: str, seqs: Sequence[int]) -> list[int]:
