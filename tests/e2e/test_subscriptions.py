@@ -206,7 +206,8 @@ def test_what_is_no_json_is_400_and_other_media_are_refused(one: Subscription) -
     headers = {"Content-Type": "application/x-ndjson"}
     problem(one.http.request("POST", path, body=b"{}", headers=headers), 415, "unsupported-media")
     assert one.http.request("POST", path).status == 200, "no body is an empty form"
-    assert one.http.request("POST", f"/subscriptions/{one.name}").status == 405
+    answer = one.http.request("POST", f"/subscriptions/{one.name}")
+    assert answer.status == 405 and answer.headers["Allow"] == "DELETE, GET, PUT"
 
 
 def test_there_is_room_for_so_many(launch: Launch) -> None:
@@ -519,6 +520,9 @@ def test_who_may_not_read_all_of_it_does_not_see_it(guarded: tuple[ServerProcess
                     problem(answer, 404, "not-found")
                 else:
                     assert answer.status in {200, 204, 410}, (key, name, route, answer)
+    stranger = Subscription(Client(server.url), contract, "a")
+    for method, rest, body in ROUTES.values():
+        problem(stranger.send(method, rest, body), 401, "no-key")
     publisher = Subscription(clients["publisher"], contract, "a")
     for method, rest, body in ROUTES.values():
         document = problem(publisher.send(method, rest, body), 403, "forbidden")

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from sekali import __version__
 from sekali.api import models, models_subscriptions
@@ -106,7 +107,7 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
         kind = Kind.METHOD if error.status_code == 405 else Kind.NOT_FOUND
-        headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+        headers = [(b"allow", ", ".join(_methods(app, request)).encode())] if kind is Kind.METHOD else []
         return _response(Problem(kind, f"{request.method} {request.url.path}", headers=headers).answer())
 
     @app.exception_handler(Exception)
@@ -114,6 +115,13 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
         return _response(Problem(Kind.INTERNAL, repr(error)).answer())
 
     return app
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """Return what the path of a request takes: of all its routes, where Starlette names the first one's."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    found = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted(set().union(*found))
 
 
 def _response(answer: Answer) -> Response:
