@@ -1,6 +1,6 @@
 """The ASGI application: everything but ``/publish``, and the OpenAPI document of both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 
 from sekali import __version__
 from sekali.api import models, models_subscriptions
@@ -75,6 +75,7 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
     )
     for router in routers:
         app.include_router(router)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -107,7 +108,7 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
         kind = Kind.METHOD if error.status_code == 405 else Kind.NOT_FOUND
-        headers = [(b"allow", ", ".join(_methods(app, request)).encode())] if kind is Kind.METHOD else []
+        headers = [(b"allow", ", ".join(_methods(routes, request)).encode())] if kind is Kind.METHOD else []
         return _response(Problem(kind, f"{request.method} {request.url.path}", headers=headers).answer())
 
     @app.exception_handler(Exception)
@@ -117,11 +118,13 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
     return app
 
 
-def _methods(app: FastAPI, request: Request) -> list[str]:
+def _methods(routes: Iterable[BaseRoute], request: Request) -> list[str]:
     """Return what the path of a request takes: of all its routes, where Starlette names the first one's."""
-    routes = [route for route in app.routes if isinstance(route, Route)]
-    found = [route.methods or set() for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted(set().union(*found))
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def _response(answer: Answer) -> Response:
