@@ -13,14 +13,16 @@ import pytest
 
 from batches import batch
 from sekali.consumer import Consumer
-from sekali.delivery import Definition, Ordering, PendingLane, Place
+from sekali.delivery import Definition, Figures, Ordering, PendingLane, Place, Subscription
 from sekali.errors import (
     CommitUnknown,
     InvalidQuery,
     LeaseGone,
     NoSuchSubscription,
     PositionGone,
+    QueueFull,
     SekaliError,
+    StoreBroken,
     SubscriptionDiffers,
     TooManySubscriptions,
     Unavailable,
@@ -29,7 +31,7 @@ from sekali.event import Verdict
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Page, Query
 from sekali.stores.memory import MemoryStore
-from sekali.subscriptions import awake, consumed
+from sekali.subscriptions import awake, consumed, lanes, manager
 from sekali.subscriptions.manager import Subscriptions
 from sekali.subscriptions.surroundings import Ask, Delivered
 from sekali.testing import FailingStore, FakeClock, GatedStore, WrappedStore
@@ -473,6 +475,97 @@ class TestFailing:
                 assert await one.subscriptions.replay(S, None) == ([1, 2], True)
                 assert await one.subscriptions.replay(S, None) == ([3], False)
                 assert given(await one.pull()) == [1, 2, 3]
+
+        run(test)
+
+
+class TestMany:
+    @pytest.mark.parametrize(
+        ("limit", "first", "then"), [("OPEN_OF_LANE_MAX", [1, 2, 4, 5], [3]), ("OPEN_MAX", [1, 4], [2])]
+    )
+    def test_what_is_open_is_bounded_and_others_wait(
+        self, monkeypatch: pytest.MonkeyPatch, limit: str, first: list[int], then: list[int]
+    ) -> None:
+        monkeypatch.setattr(lanes, limit, 2)
+
+        async def test() -> None:
+            async with running(memory()) as one:
+                await one.put(order=Ordering.NONE)
+                await one.publish(("t/a", "1"), ("t/a", "2"), ("t/a", "3"), ("t/b", "1"), ("t/b", "2"))
+                taken = [await one.pull(1) for _ in range(4)]
+                assert sorted(seq for each in taken for seq in given(each)) == first
+                assert given(await one.pull(1)) == []
+                await one.ack(next(each for each in taken if 1 in given(each)))
+                assert given(await one.pull(1)) == then
+
+        run(test)
+
+    @pytest.mark.parametrize("limit", ["OPEN_OF_LANE_MAX", "OPEN_MAX"])
+    def test_a_replay_waits_for_room(self, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+        async def test() -> None:
+            async with running(memory()) as one:
+                await one.put(max_attempts=1)
+                await one.publish(("t/a", "1"), ("t/a", "2"), ("t/a", "3"))
+                await one.nack(await one.pull(1))
+                await one.nack(await one.pull(1))
+                held = await one.pull(1)
+                monkeypatch.setattr(lanes, limit, 2)
+                with pytest.raises(QueueFull, match="let some be acknowledged first"):
+                    await one.subscriptions.replay(S, None)
+                assert [seq for seq, _, _ in await one.dead()] == [1, 2]
+                await one.ack(held)
+                assert await one.subscriptions.replay(S, None) == ([1, 2], False)
+
+        run(test)
+
+    def test_metrics_are_of_the_first_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(manager, "SAMPLED_MAX", 2)
+        monkeypatch.setattr(manager, "LAG_MAX", 3)
+
+        async def test() -> None:
+            async with running(memory()) as one:
+                for name in ("c", "a", "b"):
+                    await one.subscriptions.put(name, Definition("**", "earliest"))
+                await one.publish(*(("t", str(number)) for number in range(5)))
+                samples = await one.subscriptions.samples()
+                assert [*samples] == ["a", "b"]
+                assert samples["a"]["sekali_subscription_lag_events"] == 3
+                assert not (await one.subscriptions.status("a", 3)).figures.lag_is_exact
+
+        run(test)
+
+    def test_one_that_is_damaged_says_so_and_the_others_go_on(self) -> None:
+        class Damaged(WrappedStore):
+            def subscriptions(self) -> list[Subscription]:
+                found = {one.name: one for one in super().subscriptions()}
+                if S in found:
+                    found[S] = Subscription(S, Definition("**"), 0, 0, "it is damaged")
+                return [*found.values()]
+
+            def figures(self, name: str, lag_max: int) -> Figures:
+                if name == S:
+                    raise StoreBroken("it is damaged")
+                return super().figures(name, lag_max)
+
+        async def test() -> None:
+            async with running(Damaged(memory())) as one:
+                await one.put()
+                await one.subscriptions.put("other", Definition("**", "earliest"))
+                await one.publish(("t/a", "1"))
+                for doing in (
+                    one.pull(),
+                    one.put(),
+                    one.subscriptions.get(S),
+                    one.subscriptions.seek(S, Place(seq=1)),
+                    one.subscriptions.acknowledge(S, "x", [1]),
+                ):
+                    with pytest.raises(StoreBroken, match="it is damaged"):
+                        await doing
+                delivered = await one.subscriptions.pull("other", Ask(10))
+                assert delivered is not None and given(delivered) == [1]
+                assert [*await one.subscriptions.samples()] == ["other"]
+                await one.subscriptions.delete(S)
+                assert [each.name for each in await one.subscriptions.all()] == ["other"]
 
         run(test)
 
