@@ -105,7 +105,10 @@ def test_the_pure_core_does_no_io_and_reads_no_clock() -> None:
 
 
 def test_importing_the_client_brings_in_nothing_of_the_server() -> None:
-    code = "import sys, sekali.client, sekali.client.http; print('\\n'.join(sys.modules))"
+    code = (
+        "import sys; before = set(sys.modules); import sekali.client, sekali.client.http; "
+        "print('\\n'.join(set(sys.modules) - before))"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     tops = {name.split(".")[0] for name in loaded}
     ours = {"msgspec", "fastapi", "starlette", "pydantic", "apsw", "uvicorn", "structlog", "typer", "numpy", "rich"}
