@@ -475,6 +475,27 @@ def test_a_server_that_stops_answers_who_waits(launch: Launch) -> None:
     assert answered == [{"lease": None, "expires_at": None, "events": []}]
 
 
+@pytest.mark.parametrize(("faults", "is_settled"), [("failing", False), ("failing-after-commit", True)])
+def test_an_acknowledgement_that_failed_is_503_and_what_is_stored_counts(
+    launch: Launch, faults: str, is_settled: bool
+) -> None:
+    server = launch(faults=faults)
+    one = Subscription(server.http, Contract(server.http), "s")
+    one.put()
+    first, second = one.publish("a", "b")
+    taken = one.pull(topics=2)
+    server.fault_file.touch()
+    answer = one.send("post", "/ack", {"lease": taken["lease"], "seqs": [first]})
+    assert problem(answer, 503, "unavailable") and answer.headers["Retry-After"]
+    for method, rest, body in (ROUTES["seek"], ROUTES["drop"], ROUTES["DELETE"]):
+        problem(one.send(method, rest, body), 503, "unavailable")
+    server.fault_file.unlink()
+    wait_until(lambda: server.http.get("/healthz").status == 200, "it works again")
+    again = one.post("/ack", lease=taken["lease"], seqs=[first, second])
+    assert again["lost"] == ([second] if is_settled else [first, second]), "the lease is void"
+    assert attempts(one.pull(topics=2)) == [(seq, 1) for seq in again["lost"]]
+
+
 # Who may.
 
 
