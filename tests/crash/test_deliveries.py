@@ -262,8 +262,9 @@ def _kill_under_pullers(
     db_path: Path, faults: str, order: str, seed: int, kills: int
 ) -> tuple[Ledger, list[dict[str, Any]], int]:
     """Kill a server again and again under writers and pullers; return what these did, the whole log, and how often."""
-    killing = Killing(db_path, faults, seed)
-    server, ledger, stop = killing.server, Ledger(order == "topic"), threading.Event()
+    ledger, stop = Ledger(order == "topic"), threading.Event()
+    killing = Killing(db_path, faults, seed, progress=lambda: len(ledger.acknowledged))
+    server = killing.server
     chance = random.Random(seed)
     points = POINTS if faults == "points" else ()
     moments = [UNDER_LOAD, *chance.choices([UNDER_LOAD, UNDER_LOAD, STARTING, *points], k=kills - 1)]
