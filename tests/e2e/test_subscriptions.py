@@ -450,13 +450,18 @@ def test_a_commit_wakes_who_waits(one: Subscription) -> None:
 
 def test_who_leaves_while_waiting_takes_nothing_along(one: Subscription, server: ServerProcess) -> None:
     one.put(lease_seconds=600)
+    one.publish("before")
     connections = one.http.metric("sekali_connections")
     with RawConnection(server.port) as leaving:
         body = b'{"wait": 30}'
-        head = f"POST /subscriptions/{one.name}/pull HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /subscriptions/{one.name}/pull HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         leaving.send(head.encode() + body)
+        assert b'"attempt":1' in leaving.receive_answer()
+        leaving.send(head.encode() + body)  # there is nothing left, so that this one waits
+        assert [one.figures()["in_flight"] for _ in range(3)] == [1, 1, 1]  # and its turn has come
         wait_until(lambda: one.http.metric("sekali_connections") > connections, "it has come")
-    wait_until(lambda: one.http.metric("sekali_connections") <= connections, "it has gone")
+    # Long before its time to wait is over.
+    wait_until(lambda: one.http.metric("sekali_connections") <= connections, "it has gone", timeout_s=15)
     (seq,) = one.publish("a")
     assert seqs(one.pull(wait=20)) == [seq]
 

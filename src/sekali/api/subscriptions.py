@@ -18,7 +18,7 @@ from sekali.api.negotiation import is_ndjson
 from sekali.api.paging import page_response
 from sekali.api.parameters import GRANT
 from sekali.api.problems import Kind, Problem
-from sekali.api.read import json_response
+from sekali.api.read import CONNECTION, json_response
 from sekali.delivery import (
     DELAY_S_MAX,
     ERROR_CHARS_MAX,
@@ -204,7 +204,9 @@ class SubscriptionRoutes:
         return _json_bytes(body)
 
     async def _pull_while_there(self, request: Request, name: str, ask: Ask) -> Delivered | None:
-        """Wait for events as long as the client does."""
+        """Wait for events as long as the client does. Who sends no more has left, though it might still read."""
+        connection = request.scope["state"][CONNECTION]
+        connection.is_endless = True
         pulling = asyncio.create_task(self._subscriptions.pull(name, ask))
         leaving = asyncio.ensure_future(request.receive())  # all of the request has come
         try:
@@ -217,6 +219,7 @@ class SubscriptionRoutes:
                 raise Disconnected
             return pulling.result()
         finally:
+            connection.is_endless = False
             pulling.cancel()
             leaving.cancel()
 
