@@ -459,7 +459,7 @@ def test_an_open_stream_is_not_in_the_way_of_others(server: ServerProcess, http:
     with EventStream(server.port, topic=topic, after="earliest") as stream, RawConnection(server.port) as other:
         stream.receive_events(1)
         other.send(f"GET /events?topic={topic} HTTP/1.1\r\nHost: localhost\r\nAccept: {NDJSON}\r\n\r\n".encode())
-        assert b'"seq"' in other.socket.recv(65536)
+        other._receive_until(b"", lambda data: b'"seq"' in data)
         stream.socket.sendall(b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n")
         (seq,) = publish(http, topic, 2)
         assert stream.receive_events(2)[-1] == seq
