@@ -6,8 +6,9 @@ from sekali.api.connections import TAKEN_BYTES_MIN
 from sekali.api.encoding import MEMBERS_MAX
 from sekali.api.protocol import HEADER_BYTES_MAX, HEADER_COUNT_MAX, PIPELINED_MAX
 from sekali.api.subscribe import HEARTBEAT_S, PAGE_BYTES
+from sekali.api.subscriptions import PULL_EVENTS_MAX, PULL_TOPICS_MAX, WAIT_S_MAX
 from sekali.api.verdicts import ERRORS_LISTED_MAX
-from sekali.delivery import PUSH_LEASE_S_MAX
+from sekali.delivery import ATTEMPTS_MAX, DELAY_S_MAX, ERROR_CHARS_MAX, LEASE_S_MAX, PUSH_LEASE_S_MAX
 from sekali.event import EVENT_ID_BYTES_MAX, SOURCE_BYTES_MAX, SOURCE_SEQ_MAX
 from sekali.feed import RING_BYTES_MAX
 from sekali.jsonvalue import DEPTH_MAX, NUMBER_CHARACTERS_MAX
@@ -17,6 +18,10 @@ from sekali.push.health import REQUESTS_MAX
 from sekali.push.outcome import RETRY_AFTER_S_MAX
 from sekali.push.pushing import REQUESTS_IN_ALL_MAX
 from sekali.settings import ServerSettings
+from sekali.subscriptions.awake import REPLAYED_AT_ONCE
+from sekali.subscriptions.lanes import OPEN_MAX, OPEN_OF_LANE_MAX
+from sekali.subscriptions.manager import LAG_MAX, SAMPLED_MAX
+from sekali.subscriptions.reading import LANES_BYTES_MAX
 from sekali.topics import TOPIC_BYTES_MAX
 
 
@@ -81,6 +86,23 @@ LIMITS = {
         Limit("levels of arrays and objects in `payload`", DEPTH_MAX, "", "`invalid`"),
         Limit("characters of a number in `payload`", NUMBER_CHARACTERS_MAX, "", "`invalid`"),
         _of("topics_max", "topics in the store", "", "`invalid`"),
+    ),
+    "Subscriptions": (
+        _of("subscriptions_max", "subscriptions", "", "409"),
+        Limit("`max` of a pull, in events", PULL_EVENTS_MAX, "", "422"),
+        Limit("`wait` of a pull", WAIT_S_MAX, "s", "422"),
+        Limit("`topics` of a pull", PULL_TOPICS_MAX, "", "422"),
+        Limit("the events of a pull", LANES_BYTES_MAX, "bytes", "it ends with the topic that goes over that"),
+        Limit("`lease_seconds`", LEASE_S_MAX, "s", "422"),
+        Limit("`delay` of a nack", DELAY_S_MAX, "s", "422"),
+        Limit("`error` of a nack", ERROR_CHARS_MAX, "characters", "422"),
+        Limit("`max_attempts`", ATTEMPTS_MAX, "", "422"),
+        Limit("`seqs` in one request", PAGE_EVENTS_MAX, "", "422"),
+        Limit("events of one topic that are given out or to be given again", OPEN_OF_LANE_MAX, "", "others wait"),
+        Limit("events of one subscription that are given out or to be given again", OPEN_MAX, "", "others wait"),
+        Limit("dead letters replayed by one request", REPLAYED_AT_ONCE, "", '`"more": true`'),
+        Limit("events counted for `lag`", LAG_MAX, "", "`lag_is_exact` is false"),
+        Limit("subscriptions in `/metrics`", SAMPLED_MAX, "", "the first by name are there"),
     ),
     "An answer": (
         Limit("events, topics or variants in a page", PAGE_EVENTS_MAX, "", "422 for a higher `limit`"),

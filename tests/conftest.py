@@ -17,6 +17,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--followers-seed", type=int, metavar="SEED", help="the seed of a run to repeat")
     group.addoption("--followers-report", metavar="FILE", help="write the figures there as JSON")
     group.addoption(
+        "--deliveries-kills", type=int, metavar="N", help="tests/crash/test_deliveries.py: kill the server N times"
+    )
+    group.addoption("--deliveries-report", metavar="FILE", help="write the figures there as JSON")
+    group.addoption(
         "--every-operation", action="store_true", help="tests/crash/test_every_operation.py: try every fault everywhere"
     )
     group.addoption(

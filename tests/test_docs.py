@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from sekali.api import models
+from sekali.api import models, models_subscriptions
 from sekali.api.problems import Kind
 from sekali.settings import PublisherSettings, ServerSettings, environment_names
 
@@ -43,7 +43,22 @@ def test_every_problem_and_status_is_in_the_reference() -> None:
         assert f"| {kind.value.status} |" in HTTP_PAGE, kind
 
 
-@pytest.mark.parametrize("model", [models.Event, models.Stats, models.Topic, models.Conflict, models.EventIn])
+def test_every_route_of_subscriptions_is_in_the_reference() -> None:
+    source = (ROOT / "src/sekali/api/subscriptions.py").read_text()
+    routes = re.findall(r'\("([A-Z]+)", f?(?:"(.*?)"|one), self\.', source)
+    assert len(routes) == 12
+    for method, path in routes:
+        whole = (path or "{one}").replace("{one}", "/subscriptions/{name}")
+        assert f"`{method} {whole}`" in HTTP_PAGE, whole
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(models.Event, models.Stats, models.Topic, models.Conflict, models.EventIn, *models_subscriptions.BODIES),
+        *(models_subscriptions.SubscriptionOut, models_subscriptions.Counted, models_subscriptions.DeadLetter),
+    ],
+)
 def test_every_field_is_in_the_reference(model: type[BaseModel]) -> None:
     for name in model.model_fields:
         assert f"`{name}`" in HTTP_PAGE, f"{model.__name__}.{name}"

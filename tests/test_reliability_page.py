@@ -26,7 +26,9 @@ def test_every_test_that_the_page_names_exists(path: str, outer: str, inner: str
     assert {name for name in (outer, inner) if name} <= names
 
 
-@pytest.mark.parametrize("name", ["kills", "orders", "disk_faults", "flips", "fuzz", "followers", "compare"])
+@pytest.mark.parametrize(
+    "name", ["kills", "orders", "deliveries", "disk_faults", "flips", "fuzz", "followers", "compare"]
+)
 def test_every_figure_of_a_result_is_on_the_page(name: str) -> None:
     """The numbers that a line of the page takes from ``bench/results/<name>.json`` are those of that file."""
     result: Any = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_bytes())

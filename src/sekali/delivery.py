@@ -144,13 +144,17 @@ class Pause(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Subscription(msgspec.Struct, frozen=True):
-    """A subscription as it is stored. Events up to ``position`` are not part of it, see also ``LaneState``."""
+    """A subscription as it is stored. Events up to ``position`` are not part of it, see also ``LaneState``.
+
+    With a ``fault`` it is damaged, and nothing of it but its name is known. It can only be deleted.
+    """
 
     name: str
     definition: Definition
     position: int
     created_at_ns: int
     pause: Pause | None = None
+    fault: str | None = None
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from crash.disk_story import Commit, Ledger, batch_of, require
@@ -113,12 +113,16 @@ class Life:
         if self._late_index:
             self._index_may_work.clear()
         try:
-            prepared = []
+            prepared: list[Any] = []
             for group in groups:
                 prepared.append(store.prepare([batch_of(request) for request in group]))
                 if not self._late_index:
                     self._settle()
+            changes = self._ledger.consuming.says(self.published, self._ledger.seqs(), store)
+            if changes:
+                prepared.append(store.prepare_changes(changes))
             verdicts = store.commit(prepared)
+            self._ledger.consuming.hears()
         finally:
             self._settle_checkpoints(store)
             self._index_may_work.set()
@@ -149,7 +153,7 @@ class Life:
                 failures += 1
                 if failures == FAILURES_MAX:
                     self.disk.heal()
-                assert failures <= 2 * FAILURES_MAX, error
+                require(failures <= 2 * FAILURES_MAX, error)  # a store that cannot be opened has lost everything
             else:
                 return result
             finally:

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from batches import CONFLICT, DUPLICATE, STORED, batch, read_all
+from crash.disk_subscriptions import Consuming
 from sekali import jsonvalue
 from sekali.event import Batch, Outcome, Verdict
 from sekali.ports import EventStore, Query, StoredEvent
@@ -109,6 +110,15 @@ class Ledger:
         self._first: dict[tuple[str, str], Event] = {}  # what is stored, byte for byte
         self._like: list[tuple[Event, bool]] = []  # whether what is stored is like it
         self._repeats: Counter[tuple[tuple[str, str], Outcome]] = Counter()
+        self.consuming = Consuming()
+
+    def seqs(self) -> dict[str, list[int]]:
+        """Return what was answered to be stored, by topic, of those that the subscription is to."""
+        found: dict[str, list[int]] = {topic: [] for topic in TOPICS if topic.startswith("app/")}
+        for seq, (topic, _) in sorted(self._owners.items()):
+            if topic in found:
+                found[topic].append(seq)
+        return found
 
     def sends(self, request: Request) -> None:
         """Note that a request goes out."""
@@ -156,6 +166,8 @@ class Ledger:
             require(found[event.identity][1].is_like(event) == is_like, f"the answer to {event} was wrong")
         self._check_counts(store, {(row.topic, row.event_id): row.duplicates for row in rows})
         self._check_lookups(store, found)
+        fault = self.consuming.fault(store)
+        require(fault is None, fault)
         return found
 
     def _check_counts(self, store: EventStore, duplicates: dict[tuple[str, str], int]) -> None:

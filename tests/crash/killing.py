@@ -39,11 +39,15 @@ def schedule(kills: int, chance: random.Random) -> list[str]:
 
 
 class Killing:
-    """Writers, a follower, and a server on one file and port."""
+    """Writers, a follower, and a server on one file and port.
 
-    def __init__(self, db_path: Path, faults: str, seed: int) -> None:
+    ``progress`` counts what others do with the server. In each life that is not ended at its start it has to grow.
+    """
+
+    def __init__(self, db_path: Path, faults: str, seed: int, progress: Callable[[], int] | None = None) -> None:
         port = lasting_port()
         self.url = url = f"http://127.0.0.1:{port}"
+        self._progress = progress
         self._stop = threading.Event()
         self._chance = random.Random(seed)
         self.server: ServerProcess = ForkedServer(db_path, faults=faults, start=False, PORT=port)
@@ -72,9 +76,7 @@ class Killing:
         if moment in {STARTING, UNMODIFIED_STARTING}:
             server.launch()
         else:
-            answered = self._answered()
-            server.start()
-            wait_until(lambda: self._answered() > answered, "the writers go on")
+            self._start_and_work(server)
         threading.Event().wait(self._chance.uniform(0, PAUSES_S_MAX.get(moment, LOAD_S_MAX)))
         assert server.running, f"it ended by itself: {server.log[-20:]}"
         if moment == STOPPED:
@@ -82,6 +84,14 @@ class Killing:
             return
         server.kill()
         assert server.exit_code == -signal.SIGKILL
+
+    def _start_and_work(self, server: ServerProcess) -> None:
+        answered = self._answered()
+        server.start()
+        wait_until(lambda: self._answered() > answered, "the writers go on")
+        if self._progress is not None:
+            before, progress = self._progress(), self._progress
+            wait_until(lambda: progress() > before, "the others go on")
 
     def _answered(self) -> int:
         return sum(writer.told.total() for writer in self.writers)
@@ -92,8 +102,11 @@ class Killing:
         if point in START_POINTS + MARK_POINTS:  # the mark is written after the first commit, and then once a second
             self.server.arm(point)
             self.server.launch()
-        else:
+        elif self._progress is None:
             self.server.start()
+            self.server.arm(point)
+        else:
+            self._start_and_work(self.server)
             self.server.arm(point)
         self.server.wait_for_hit(point)
 

@@ -38,17 +38,22 @@ class _Holding:
 
 @dataclass(slots=True)
 class Ledger:
-    """What all consumers did and were told. Moments are numbers that count up; safe for many threads."""
+    """What all consumers did and were told. Moments are numbers that count up; safe for many threads.
 
+    ``is_ordered``: nobody gets anything of a topic of which another holds something; otherwise not the same event.
+    """
+
+    is_ordered: bool = True
     steps: list[Step] = field(default_factory=list)
     given: Counter[int] = field(default_factory=Counter)
     acknowledged: dict[int, int] = field(default_factory=dict)  # seq: the moment of the answer
+    unanswered: set[int] = field(default_factory=set)  # acknowledged, and nobody said whether that was done
     lost: int = 0
     attempts: Counter[int] = field(default_factory=Counter)  # of deliveries, by number of the attempt
     habits: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     wrong_count: int = 0
-    _holding: dict[str, _Holding] = field(default_factory=dict)
+    _holding: dict[str, _Holding] = field(default_factory=dict)  # by topic, or by seq
     _moment: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,12 +73,13 @@ class Ledger:
         with self._lock:
             self._moment += 1
             now_s = time.monotonic()
-            for topic, seqs in _by_topic(events).items():
-                self.steps.append(Step(True, tuple(seqs), topic))
-                holding = self._holding.get(topic)
+            runs = _by_topic(events)
+            self.steps += [Step(True, tuple(seqs), topic) for topic, seqs in runs.items()]
+            for what, seqs in (runs if self.is_ordered else {str(one["seq"]): [one["seq"]] for one in events}).items():
+                holding = self._holding.get(what)
                 if holding is not None and holding.seqs and holding.since < asked and now_s < holding.until_s:
-                    self._note(f"{topic} given to {puller} while {holding.puller} holds {sorted(holding.seqs)}")
-                self._holding[topic] = _Holding(puller, set(seqs), self._moment, asked_s + lease_s)
+                    self._note(f"{what} given to {puller} while {holding.puller} holds {sorted(holding.seqs)}")
+                self._holding[what] = _Holding(puller, set(seqs), self._moment, asked_s + lease_s)
             for one in events:
                 seq = one["seq"]
                 self.given[seq] += 1
@@ -95,10 +101,13 @@ class Ledger:
                 if not holding.seqs.isdisjoint(seqs):
                     holding.seqs.clear()
 
-    def told(self, answer: Response) -> None:
-        """Note the answer to an acknowledgement."""
+    def told(self, seqs: Iterable[int], answer: Response | None) -> None:
+        """Note the answer to an acknowledgement, None where there was none."""
         with self._lock:
             self._moment += 1
+            if answer is None:
+                self.unanswered.update(seqs)
+                return
             document = answer.json()
             self.lost += len(document["lost"])
             for seq in document["acknowledged"]:
@@ -107,6 +116,24 @@ class Ledger:
     def _note(self, what: str) -> None:
         self.wrong_count += 1
         self.wrong = [*self.wrong, what][:WRONG_KEPT]
+
+    def left_out(self, log: Sequence[dict[str, Any]]) -> list[int]:
+        """Return what nobody got, or nobody acknowledged, though the server says that everything is settled."""
+        settled = self.given.keys() & (self.acknowledged.keys() | self.unanswered)
+        return [one["seq"] for one in log if one["seq"] not in settled][:WRONG_KEPT]
+
+    def figures(self) -> dict[str, int]:
+        """Return counts for a report."""
+        return {
+            "events": len(self.given),
+            "deliveries": self.given.total(),
+            "acknowledged": len(self.acknowledged),
+            "acknowledged without an answer": len(self.unanswered - self.acknowledged.keys()),
+            "events of leases that were lost": self.lost,
+            "highest attempt": max(self.attempts, default=0),
+            **{f"pullers: {habit}": count for habit, count in sorted(self.habits.items())},
+            "wrong": self.wrong_count,
+        }
 
     def out_of_order(self, log: Sequence[dict[str, Any]]) -> list[str]:
         """Compare every run with the log: it has no gap, and what comes before it somebody had said to be done."""
@@ -155,6 +182,8 @@ class Puller:
         *,
         lease_s: float,
         habits: dict[str, int] = HABITS,
+        events_max: Sequence[int] = (1, 3, 10, 50),
+        topics_max: Sequence[int] = (1, 1, 2, 5),
     ) -> None:
         self.name = name
         self.connection_errors = 0
@@ -166,6 +195,7 @@ class Puller:
         self._stop = stop
         self._lease_s = lease_s
         self._habits = habits
+        self._events_max, self._topics_max = events_max, topics_max
 
     def run(self) -> None:
         """Consume until told to stop."""
@@ -176,9 +206,9 @@ class Puller:
         """Take events once and do something with them; return how many there were."""
         chance, ledger = self._chance, self._ledger
         ask = {
-            "max": chance.choice((1, 3, 10, 50)),
+            "max": chance.choice(self._events_max),
             "wait": 0.2,
-            "topics": chance.choice((1, 1, 2, 5)),
+            "topics": chance.choice(self._topics_max),
             "lease_seconds": self._lease_s,
         }
         asked, asked_s = ledger.moment(), time.monotonic()
@@ -212,8 +242,7 @@ class Puller:
     def _acknowledge(self, lease: str, seqs: list[int]) -> bool:
         self._ledger.says(seqs)
         answer = self._post("ack", {"lease": lease, "seqs": seqs})
-        if answer is not None:
-            self._ledger.told(answer)
+        self._ledger.told(seqs, answer)
         return answer is not None
 
     def _post(self, what: str, document: dict[str, Any]) -> Response | None:

@@ -1,12 +1,15 @@
 """Competing consumers that crash and stall, also while the server is killed again and again: order, once, all of it.
 
-By hand, for longer: ``python -m pytest tests/crash/test_deliveries.py --deliveries-seconds 600``.
+By hand, for longer: ``python -m pytest tests/crash/test_deliveries.py --deliveries-seconds 120 --deliveries-kills 200
+--deliveries-report bench/results/deliveries.json``.
 """
 
 import json
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,11 @@ from e2e.server import Client, ServerProcess, event, verify, wait_until
 PULLERS = 8
 TOPICS = 50
 EVENTS = 2_000
-SECONDS = 6.0
+SECONDS = 5.0
 LEASE_S = 0.4
 PATIENT_LEASE_S = 60.0
-KILLS = 15
-CONTROL_KILLS = 8
+KILLS = 8
+CONTROL_KILLS = 5
 # Where a kill can tear an acknowledgement from its commit.
 POINTS = (
     "before a commit",
@@ -52,11 +55,24 @@ def figures(http: Client, name: str) -> dict[str, Any]:
     return found
 
 
-def drain(url: str, http: Client, name: str, ledger: Ledger, seed: int) -> None:
-    """Consume all that is left, as a consumer that does everything right."""
-    puller = Puller(
-        "last", url, name, ledger, f"{seed}/last", threading.Event(), lease_s=PATIENT_LEASE_S, habits={DONE: 1}
+def one_that_does_everything_right(url: str, name: str, ledger: Ledger, seed: int) -> Puller:
+    return Puller(
+        "last",
+        url,
+        name,
+        ledger,
+        f"{seed}/last",
+        threading.Event(),
+        lease_s=PATIENT_LEASE_S,
+        habits={DONE: 1},
+        events_max=[1000],
+        topics_max=[100],
     )
+
+
+def drain(url: str, http: Client, name: str, ledger: Ledger, seed: int) -> None:
+    """Consume all that is left."""
+    puller = one_that_does_everything_right(url, name, ledger, seed)
 
     def nothing_is_left() -> bool:
         while puller.take():
@@ -67,19 +83,23 @@ def drain(url: str, http: Client, name: str, ledger: Ledger, seed: int) -> None:
     puller.close()
 
 
-def table(ledger: Ledger, title: str) -> Table:
+def report(config: pytest.Config, capsys: pytest.CaptureFixture[str], title: str, figures: dict[str, int]) -> None:
+    """Show the figures of a run, and keep them in the report where one is asked for."""
     shown = Table("figure", "count", title=title)
-    for name, count in (
-        ("events", len(ledger.given)),
-        ("deliveries", ledger.given.total()),
-        ("acknowledged", len(ledger.acknowledged)),
-        ("lost leases, in events", ledger.lost),
-        ("highest attempt", max(ledger.attempts, default=0)),
-        *ledger.habits.items(),
-        ("wrong", ledger.wrong_count),
-    ):
+    for name, count in figures.items():
         shown.add_row(name, f"{count:,}")
-    return shown
+    with capsys.disabled() if is_long(config) else nullcontext():
+        Console().print(shown)
+    if (path := config.getoption("--deliveries-report")) is not None:
+        file = Path(path)
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        kept["command"] = "python -m pytest " + " ".join(config.invocation_params.args)
+        kept.setdefault("runs", {})[title] = figures
+        file.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def is_long(config: pytest.Config) -> bool:
+    return config.getoption("--deliveries-seconds") is not None or config.getoption("--deliveries-kills") is not None
 
 
 def test_competing_pullers_that_crash_and_stall(
@@ -128,14 +148,10 @@ def test_competing_pullers_that_crash_and_stall(
         assert not set(held) & set(ledger.given)
         body = json.dumps({"lease": stalled["lease"], "seqs": held[:2]}).encode()
         ledger.says(held[:2])
-        ledger.told(server.http.request("POST", "/subscriptions/work/ack", body=body))
+        ledger.told(held[:2], server.http.request("POST", "/subscriptions/work/ack", body=body))
         drain(server.url, server.http, "work", ledger, seed)
-        report = table(ledger, f"{PULLERS} pullers over {TOPICS} topics, seed {seed}")
-        if seconds is None:
-            Console().print(report)
-        else:
-            with capsys.disabled():
-                Console().print(report)
+        title = f"{PULLERS} pullers over {TOPICS} topics that crash and stall"
+        report(pytestconfig, capsys, title, {"seed": seed, **ledger.figures()})
         assert server.terminate() == 0
     for puller in pullers:
         puller.close()
@@ -149,9 +165,7 @@ def test_competing_pullers_that_crash_and_stall(
 
 def drain_others(server: ServerProcess, ledger: Ledger, seed: int) -> None:
     """Consume all but the topic that is held."""
-    puller = Puller(
-        "next", server.url, "work", ledger, f"{seed}/next", threading.Event(), lease_s=PATIENT_LEASE_S, habits={DONE: 1}
-    )
+    puller = one_that_does_everything_right(server.url, "work", ledger, seed)
 
     def only_that_is_left() -> bool:
         while puller.take():
@@ -164,8 +178,8 @@ def drain_others(server: ServerProcess, ledger: Ledger, seed: int) -> None:
     puller.close()
 
 
-def _pull(http: Client, document: dict[str, Any]) -> dict[str, Any]:
-    answer = http.request("POST", "/subscriptions/work/pull", body=json.dumps(document).encode())
+def _pull(http: Client, document: dict[str, Any], name: str = "work") -> dict[str, Any]:
+    answer = http.request("POST", f"/subscriptions/{name}/pull", body=json.dumps(document).encode())
     assert answer.status == 200, answer
     found: dict[str, Any] = answer.json()
     return found
@@ -177,39 +191,92 @@ def _export(http: Client) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("order", ["topic", "none"])
 def test_what_is_acknowledged_is_never_given_again_whenever_the_server_dies(
-    tmp_path: Path, seed: int, order: str
+    tmp_path: Path, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str], seed: int, order: str
 ) -> None:
-    ledger, log, kills = _kill_under_pullers(tmp_path / "store.db", "points", order, seed, KILLS)
-    Console().print(table(ledger, f"order {order}, killed {kills} times, seed {seed}"))
+    """And what is not is never left out."""
+    kills = pytestconfig.getoption("--deliveries-kills") or KILLS
+    ledger, log, died = _kill_under_pullers(tmp_path / "store.db", "points", order, seed, kills)
+    title = f"the server killed under {PULLERS // 2} pullers, order {order}"
+    report(pytestconfig, capsys, title, {"seed": seed, "kills of the server": died, **ledger.figures()})
     assert ledger.wrong == [], f"seed {seed}"
     if order == "topic":
         assert ledger.out_of_order(log) == [], f"seed {seed}"
-    assert set(ledger.given) == set(ledger.acknowledged) == {one["seq"] for one in log}
-    assert kills == KILLS and len(log) > KILLS
+    assert ledger.left_out(log) == [], f"seed {seed}"
+    assert set(ledger.given) == {one["seq"] for one in log}
+    assert died == kills and len(log) > kills
     assert ledger.given.total() > len(log), "no lease was voided"
 
 
 def test_a_server_that_acknowledges_before_it_commits_is_found_out(tmp_path: Path, seed: int) -> None:
     """The control: what the test above looks for, it finds where it is."""
-    ledger, _, _ = _kill_under_pullers(
-        tmp_path / "store.db", "acknowledges-before-commit", "topic", seed, CONTROL_KILLS
-    )
-    Console().print(table(ledger, f"a server that lies, seed {seed}"))
-    assert any("acknowledged at" in wrong for wrong in ledger.wrong)
+    ledger, _, _ = _kill_under_pullers(tmp_path / "store.db", "settles-later", "topic", seed, CONTROL_KILLS)
+    assert any("acknowledged at" in wrong for wrong in ledger.wrong), (seed, ledger.figures())
+
+
+def _given(ledger: Ledger, *seqs: int) -> None:
+    now_s = time.monotonic()
+    events = [{"topic": "t", "seq": seq, "attempt": 1} for seq in seqs]
+    ledger.got("p", ledger.moment(), now_s, PATIENT_LEASE_S, events)
+
+
+def _acknowledged(ledger: Ledger, *seqs: int) -> None:
+    ledger.says(seqs)
+    for seq in seqs:
+        ledger.acknowledged[seq] = ledger.moment()
+
+
+def test_the_ledger_sees_a_repeat_a_gap_a_wrong_order_and_what_two_hold() -> None:
+    """The control of the checker itself, on a log of four events."""
+    log = [{"topic": "t", "seq": seq} for seq in (1, 3, 4, 7)]
+    good = Ledger()
+    for run in ((1, 3), (4,), (7,)):
+        _given(good, *run)
+        _acknowledged(good, *run)
+    assert good.wrong == [] and good.out_of_order(log) == [] and good.left_out(log) == []
+
+    again = Ledger()
+    _given(again, 1)
+    _acknowledged(again, 1)
+    _given(again, 1)
+    assert "1 given to p" in again.wrong[0]
+
+    gap, early, backwards = Ledger(), Ledger(), Ledger()
+    _given(gap, 1, 4)
+    _given(early, 3)
+    _given(backwards, 3, 1)
+    for ledger in (gap, early, backwards):
+        assert ledger.out_of_order(log), ledger.steps
+
+    short = Ledger()
+    _given(short, 1, 3, 4)
+    _acknowledged(short, 1, 3)
+    assert short.left_out(log) == [4, 7]
+
+    two = Ledger()
+    _given(two, 1)
+    _given(two, 3)
+    assert "while p holds [1]" in two.wrong[0]
 
 
 def _kill_under_pullers(
     db_path: Path, faults: str, order: str, seed: int, kills: int
 ) -> tuple[Ledger, list[dict[str, Any]], int]:
     """Kill a server again and again under writers and pullers; return what these did, the whole log, and how often."""
-    killing = Killing(db_path, faults, seed)
-    server, ledger, stop = killing.server, Ledger(), threading.Event()
+    ledger, stop = Ledger(order == "topic"), threading.Event()
+    killing = Killing(db_path, faults, seed, progress=lambda: len(ledger.acknowledged))
+    server = killing.server
     chance = random.Random(seed)
     points = POINTS if faults == "points" else ()
     moments = [UNDER_LOAD, *chance.choices([UNDER_LOAD, UNDER_LOAD, STARTING, *points], k=kills - 1)]
-    server.start()
-    put(server.http, "s", topic="kill/*", order=order)
-    server.kill()
+    killing.unmodified.start()
+    put(killing.unmodified.http, "s", topic="kill/*", order=order)
+    # What somebody holds when a server ends comes again: this once for certain, without waiting for its lease.
+    assert killing.unmodified.http.publish(event("kill/held", "1")).status == 200
+    asked_s = time.monotonic()
+    held = _pull(killing.unmodified.http, {"lease_seconds": PATIENT_LEASE_S}, "s")
+    ledger.got("who holds", ledger.moment(), asked_s, PATIENT_LEASE_S, held["events"])
+    ledger.void_leases()
+    assert killing.unmodified.terminate() == 0
     pullers = [
         Puller(f"p{number}", killing.url, "s", ledger, f"{seed}/{number}", stop, lease_s=LEASE_S)
         for number in range(PULLERS // 2)
@@ -227,6 +294,7 @@ def _kill_under_pullers(
                 stop.set()
             for one in working:
                 one.result()
+        server = killing.unmodified  # one that lies would never be done
         server.start()
         log = _export(server.http)
         drain(server.url, server.http, "s", ledger, seed)

@@ -5,7 +5,7 @@ Here a part of it is tried; all of it, in half an hour, with ``python -m pytest 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -30,7 +30,10 @@ from crash.disk_jobs import (
 from crash.disk_life import quick_and_in_order
 from crash.disk_story import COMMITS, STORY_SEED, Lost, tell
 from crash.every_operation import FAULTS, KEEPS, KEEPS_MANY, Case, Trial
+from sekali import delivery
 from sekali.bench import machine
+from sekali.errors import CommitUnknown
+from sekali.stores import sqlite_subscriptions
 from sekali.testing import FaultyDisk
 
 OPERATIONS, RECOVERIES = 14, 40  # of the part: operations for each fault, and recoveries with a fault
@@ -187,3 +190,16 @@ class TestTheSuiteCanSee:
                 except Lost:
                     lost += 1
         assert lost, "the power was never cut when that mattered"
+
+    @pytest.mark.parametrize("kind", [delivery.Create, delivery.Delete, delivery.Seek, delivery.Progress])
+    def test_a_store_that_forgets_what_was_said_of_a_subscription(
+        self, trial: Trial, kind: type, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        apply = sqlite_subscriptions.apply
+
+        def forget(connection: apsw.Connection, changes: Sequence[delivery.Change]) -> None:
+            apply(connection, [change for change in changes if not isinstance(change, kind)])
+
+        monkeypatch.setattr(sqlite_subscriptions, "apply", forget)
+        with pytest.raises((Lost, CommitUnknown)):  # of a name that was not deleted no other can be made
+            trial.untouched(late_index=False)

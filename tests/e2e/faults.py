@@ -16,7 +16,7 @@ from sekali.api import publish, subscribe, wire
 from sekali.event import Verdict
 from sekali.ports import EventStore, Progress, no_progress
 from sekali.settings import ServerSettings
-from sekali.stores.sqlite import Prepared, SqliteStore
+from sekali.stores.sqlite import Prepared, PreparedChanges, SqliteStore
 from sekali.testing import DuplicatingStore, FailingStore, WrappedStore
 
 SLOW_COMMIT_S = 0.1
@@ -84,6 +84,24 @@ class AcknowledgesBeforeCommit(WrappedStore):
         return [verdicts for one in prepared if isinstance(one, Prepared) for verdicts in one.verdicts]
 
 
+class SettlesLater(WrappedStore):
+    """Commits events at once, and what is said of deliveries now and then, though it answers at once.
+
+    A kill brings back what was acknowledged last: tests that look for that must find it here.
+    """
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store)
+        self._owed: list[Any] = []
+
+    def commit(self, prepared: Sequence[Any]) -> list[list[Verdict]]:
+        self._owed += [one for one in prepared if isinstance(one, PreparedChanges)]
+        due: list[Any] = []
+        if len(self._owed) >= OWED_GROUPS_MAX:
+            due, self._owed = self._owed, []
+        return super().commit([one for one in prepared if isinstance(one, Prepared)] + due)
+
+
 def _open_with_small_runs(settings: ServerSettings) -> SqliteStore:
     """Open a store in which a few events already make runs of the dedup index, and merges of runs."""
     return SqliteStore(settings.db_path, time.time_ns, topics_max=settings.topics_max, run_keys=RUN_KEYS)
@@ -125,6 +143,7 @@ STORES: dict[str, Callable[[EventStore], EventStore]] = {
     "slow": SlowWhileTold,
     "held": HeldWhileTold,
     "acknowledges-before-commit": AcknowledgesBeforeCommit,
+    "settles-later": SettlesLater,
     "points": WrappedStore,
     "no-memory": WrappedStore,
     "duplicating": DuplicatingStore,

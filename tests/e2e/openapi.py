@@ -18,6 +18,9 @@ class Contract:
         """Validate an answer against what the document says of its route, status and content type."""
         responses = self.document["paths"][path][method]["responses"]
         assert str(response.status) in responses, f"{method} {path} does not document {response.status}"
+        if response.status == 204:
+            assert "content" not in responses["204"] and not response.data
+            return
         content = responses[str(response.status)]["content"]
         media_type = response.headers["Content-Type"].partition(";")[0]
         assert media_type in content, f"{method} {path} {response.status} does not document {media_type}"

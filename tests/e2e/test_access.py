@@ -86,6 +86,7 @@ ROUTES: dict[str, Ask] = {
     "exists": lambda http: http.request("POST", "/exists", body=ASK),
     "stats": lambda http: http.get("/stats"),
     "metrics": lambda http: http.get("/metrics"),
+    "subscriptions": lambda http: http.get("/subscriptions"),
     "nowhere": lambda http: http.get("/nowhere"),
 }
 PUBLISHING = {name for name in ROUTES if name.startswith("publish")}

@@ -30,6 +30,14 @@ REQUESTS: list[tuple[str, str, bytes | None]] = [
     ("GET", "/healthz", None),
     ("GET", "/docs", None),
     ("GET", "/openapi.json", None),
+    ("GET", "/subscriptions", None),
+    ("PUT", "/subscriptions/evil", b'{"topic": "evil"}'),
+    *(("GET", f"/subscriptions/evil{rest}", None) for rest in ("", "/dead-letters")),
+    *(
+        ("POST", f"/subscriptions/evil/{what}", b"{}")
+        for what in ("pull", "ack", "nack", "extend", "seek", "dead-letters/replay", "dead-letters/drop")
+    ),
+    ("DELETE", "/subscriptions/evil", None),
     ("GET", "/nowhere", None),
     ("OPTIONS", "/publish", None),
     ("OPTIONS", "/events", None),
@@ -59,7 +67,7 @@ def test_a_page_of_another_site_gets_nothing(server: ServerProcess, headers: dic
     for request in REQUESTS:
         answer = ask(server, request, **headers)
         assert answer.status == 403 and answer.json()["type"] == "urn:sekali:problem:foreign-page", request
-    assert server.http.events(topic="evil") == []
+    assert server.http.events(topic="evil") == [] and server.http.get("/subscriptions/evil").status == 404
 
 
 def test_our_own_page_and_programs_get_answers(server: ServerProcess) -> None:

@@ -30,6 +30,7 @@ TIGHT: dict[str, Any] = {
     "queue_events_max": 500,
     "event_bytes_max": 1_000_000,
     "topics_max": 5,
+    "subscriptions_max": 3,
 }
 Check = Callable[[ServerProcess, float], None]
 
@@ -285,15 +286,61 @@ def check_errors(server: ServerProcess, value: float) -> None:
     assert len(problem["errors"]) == value and len(problem["results"]) == 201
 
 
+def put(server: ServerProcess, name: str, **definition: object) -> int:
+    body = json.dumps({"topic": "nothing/here"} | definition).encode()
+    return server.http.request("PUT", f"/subscriptions/{name}", body=body).status
+
+
+def check_subscriptions(server: ServerProcess, value: float) -> None:
+    names = [f"n{number}" for number in range(int(value) + 1)]
+    assert [put(server, name) for name in names] == [201] * int(value) + [409]
+    for name in names[:-1]:
+        assert server.http.request("DELETE", f"/subscriptions/{name}").status == 204
+
+
+def form(rest: str, field: str, make: Callable[[float], object] = lambda value: value, **others: object) -> Check:
+    """Return the check of a field of a form: as much as may be is taken, and one more is 422 and names it."""
+
+    def check(server: ServerProcess, value: float) -> None:
+        assert put(server, "limits", paused=True) in {200, 201}
+        try:
+            for size, status in ((value, {200, 410}), (value + 1, {422})):
+                body = json.dumps(others | {field: make(size)}).encode()
+                method = "POST" if rest else "PUT"
+                answer = server.http.request(method, f"/subscriptions/limits{rest}", body=body)
+                assert answer.status in status, answer
+            assert answer.json()["errors"][0]["pointer"] == f"#/{field}"
+        finally:
+            assert server.http.request("DELETE", "/subscriptions/limits").status == 204
+
+    return check
+
+
+def check_wait(server: ServerProcess, value: float) -> None:
+    """The longest wait is not waited for to its end: there is something to give."""
+    assert put(server, "limits", topic="limit", start="earliest") == 201
+    for wait, status in ((value, 200), (value + 1, 422)):
+        body = json.dumps({"wait": wait}).encode()
+        assert server.http.request("POST", "/subscriptions/limits/pull", body=body).status == status
+    assert server.http.request("DELETE", "/subscriptions/limits").status == 204
+
+
 # The store's own rules: tests/contract has the one, for 64 MiB of variants take a while to send, and
 # tests/unit/test_sqlite_file.py the other, for a query of ten seconds takes as long. Those of streams are in
-# tests/unit/test_feed.py and tests/e2e/test_subscribe.py.
+# tests/unit/test_feed.py and tests/e2e/test_subscribe.py; what many events or subscriptions come to is in
+# tests/unit/test_subscriptions.py, with smaller numbers.
 CHECKED_ELSEWHERE = {
     "variants kept for `/conflicts`",
     "the reading of one page",
     "without anything sent on it",
     "what was committed last, for all streams together",
     "what a stream reads by itself at a time",
+    "the events of a pull",
+    "events of one topic that are given out or to be given again",
+    "events of one subscription that are given out or to be given again",
+    "dead letters replayed by one request",
+    "events counted for `lag`",
+    "subscriptions in `/metrics`",
 }
 
 CHECKS: dict[str, Check] = {
@@ -325,6 +372,15 @@ CHECKS: dict[str, Check] = {
     "events, topics or variants in a page": check_page_events,
     "a page, or a part of a stream": check_page_bytes,
     "places in `errors`": check_errors,
+    "subscriptions": check_subscriptions,
+    "`max` of a pull, in events": form("/pull", "max"),
+    "`wait` of a pull": check_wait,
+    "`topics` of a pull": form("/pull", "topics"),
+    "`lease_seconds`": form("/pull", "lease_seconds"),
+    "`delay` of a nack": form("/nack", "delay", lease="x", seqs=[]),
+    "`error` of a nack": form("/nack", "error", lambda size: "x" * int(size), lease="x", seqs=[]),
+    "`max_attempts`": form("", "max_attempts", topic="nothing/here"),
+    "`seqs` in one request": form("/ack", "seqs", lambda size: [1] * int(size), lease="x"),
 }
 ALL = [limit for limits in LIMITS.values() for limit in limits]
 

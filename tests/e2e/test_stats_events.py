@@ -502,6 +502,7 @@ def test_metrics_parse_and_every_one_of_them_is_there(launch: Launch) -> None:
     http = launch().http
     http.publish([event("a", "1"), event("a", "1"), event("b", "1"), event("b", "1", payload=0), {}])
     http.publish(b"{")
+    assert http.request("PUT", "/subscriptions/s", body=b'{"topic": "a"}').status == 201
     families = {family.name: family for family in text_string_to_metric_families(http.get("/metrics").data.decode())}
     for metric in METRICS:
         family = families.pop(metric.name.removesuffix("_total"))
@@ -513,7 +514,8 @@ def test_metrics_parse_and_every_one_of_them_is_there(launch: Launch) -> None:
     assert outcomes == {"stored": 2, "duplicate": 1, "conflict": 1, "invalid": 1}
     assert samples["sekali_responses_total", ("200",)] == samples["sekali_responses_total", ("400",)] == 1
     assert (samples["sekali_log_events", ()], samples["sekali_log_topics", ()]) == (2, 2)
-    assert samples["sekali_commit_seconds_count", ()] == 1 and samples["sekali_healthy", ()] == 1
+    assert samples["sekali_commit_seconds_count", ()] == 2 and samples["sekali_subscriptions", ()] == 1
+    assert samples["sekali_healthy", ()] == 1
     assert samples["sekali_queue_events", ()] == samples["sekali_queue_bytes", ()] == 0
 
 
@@ -554,6 +556,13 @@ ROUTES = {
     ("get", "/conflicts"),
     ("post", "/exists"),
     ("get", "/metrics"),
+    ("get", "/subscribe"),
+    ("get", "/subscriptions"),
+    *((method, "/subscriptions/{name}") for method in ("get", "put", "delete")),
+    *(("post", f"/subscriptions/{{name}}/{what}") for what in ("pull", "ack", "nack", "extend", "seek")),
+    ("get", "/subscriptions/{name}/dead-letters"),
+    *(("post", f"/subscriptions/{{name}}/dead-letters/{what}") for what in ("replay", "drop")),
+    ("get", "/sources"),
 }
 
 

@@ -7,6 +7,7 @@ import apsw
 import pytest
 
 from batches import CONFLICT, DUPLICATE, STORED, publish
+from sekali.delivery import Create, DeadLetter, Definition, Forget, LaneState, Open, Progress, Subscription
 from sekali.errors import StartupError, StoreBroken
 from sekali.ports import no_progress
 from sekali.stores.high_water import mark_name
@@ -64,6 +65,25 @@ class TestBackup:
         assert reopened.summary().log_id == kept
         reopened.close()
         assert audit(target, no_progress).ok
+
+    def test_subscriptions_are_of_the_same_moment_as_the_events(self, path: Path, tmp_path: Path) -> None:
+        """What was acknowledged after the copy was made is not, in the log that the copy begins."""
+        store = open_store(path)
+        made = Subscription("s", Definition("**", "earliest"), 0, 5)
+        dead = DeadLetter(2, "a", 3, "no", 9)
+        store.commit([store.prepare_changes([Create(made), Progress("s", [LaneState("a", 2, (Open(1, 1),))], [dead])])])
+        before = store.pending("s"), store.dead_letters("s", 0, 9), store.subscriptions()
+        copy = tmp_path / "copy.db"
+        backup(path, copy, no_progress)
+        store.commit([store.prepare_changes([Progress("s", [LaneState("a", 2), LaneState("b", 3)]), Forget("s")])])
+        assert store.pending("s") == (3, [])
+        store.close()
+        again = tmp_path / "again" / "store.db"
+        restore(copy, again, no_progress)
+        restored = open_store(again)
+        assert (restored.pending("s"), restored.dead_letters("s", 0, 9), restored.subscriptions()) == before
+        restored.close()
+        assert audit(again, no_progress).ok
 
     def test_nothing_is_overwritten_and_nothing_is_left_behind(self, path: Path, tmp_path: Path) -> None:
         target = tmp_path / "copy.db"

@@ -358,7 +358,7 @@ class TestIdle:
 
             async with running(Counting(memory())) as one:
                 await one.put()
-                awake = one.subscriptions._awake
+                awake = one.subscriptions._consumed._awake
                 await eventually(lambda: S in awake and len(awake[S]._waiters) == 1)
                 waiter = awake[S]._waiters[0]
                 assert waiter.ask.still_wanted is None and waiter.ask.until_s - asyncio.get_running_loop().time() > 3000

@@ -10,6 +10,7 @@ import apsw
 import msgspec
 import pytest
 
+from sekali.delivery import Change, Create, DeadLetter, Definition, LaneState, Open, Progress, Subscription
 from sekali.errors import SekaliError, StoreBroken
 from sekali.ports import Query, StoredEvent, Unreadable, no_progress
 from sekali.stores.checksum import row_checksums
@@ -28,7 +29,7 @@ ROW: dict[str, Any] = {
     "source_seqs": [3],
     "payloads": [b'{"n":1}'],
 }
-FLIPS = 400
+FLIPS = 600
 
 
 def open_store(path: Path) -> SqliteStore:
@@ -41,9 +42,34 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     store = open_store(path)
     store.recover()
     fill(store)
-    seen = contents(store)
+    add_subscriptions(store)
+    seen = everything(store)
     store.close()
     return path, seen
+
+
+def add_subscriptions(store: SqliteStore) -> None:
+    definition = Definition("app/**", "earliest")
+    changes: list[Change] = [
+        Create(Subscription("billing", definition, 0, 5)),
+        Create(Subscription("mail", Definition("sensor"), 4, 6)),
+        Progress("billing", [LaneState("app/a", 4, (Open(1, 2, 77),))], [DeadLetter(2, "app/a", 3, "no", 9)]),
+    ]
+    store.commit([store.prepare_changes(changes)])
+
+
+def everything(store: SqliteStore) -> Any:
+    """Return all that readers can see. The number of a dead letter is for paging only; nothing else is told by it."""
+    kept = {
+        one.name: {
+            "subscription": one,
+            "pending": store.pending(one.name),
+            "figures": store.figures(one.name, 100),
+            "dead": [{**msgspec.structs.asdict(dead), "number": 0} for dead in store.dead_letters(one.name, 0, 100)],
+        }
+        for one in store.subscriptions()
+    }
+    return contents(store) | {"subscriptions": msgspec.to_builtins(kept)}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +194,7 @@ def _outcome(path: Path, before: Any, place: str) -> str:
             damaged = [event.seq for event in page.events if isinstance(event, Unreadable)]
             after = None
         else:
-            damaged, after = [], contents(store)
+            damaged, after = [], everything(store)
     except SekaliError:
         return "refused"
     finally:

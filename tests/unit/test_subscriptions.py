@@ -14,14 +14,16 @@ import uvloop
 
 from batches import batch
 from sekali.consumer import Consumer
-from sekali.delivery import Definition, Ordering, PendingLane, Place
+from sekali.delivery import Definition, Figures, Ordering, PendingLane, Place, Subscription
 from sekali.errors import (
     CommitUnknown,
     InvalidQuery,
     LeaseGone,
     NoSuchSubscription,
     PositionGone,
+    QueueFull,
     SekaliError,
+    StoreBroken,
     SubscriptionDiffers,
     TooManySubscriptions,
     Unavailable,
@@ -30,7 +32,7 @@ from sekali.event import Verdict
 from sekali.metrics import Metrics
 from sekali.ports import EventStore, Page, Query
 from sekali.stores.memory import MemoryStore
-from sekali.subscriptions import awake, manager
+from sekali.subscriptions import awake, consumed, lanes, manager
 from sekali.subscriptions.manager import Subscriptions
 from sekali.subscriptions.surroundings import Ask, Delivered
 from sekali.testing import FailingStore, FakeClock, GatedStore, WrappedStore
@@ -40,6 +42,20 @@ S = "s"
 
 def memory() -> MemoryStore:
     return MemoryStore(FakeClock(), topics_max=1000)
+
+
+class SlowToWake(WrappedStore):
+    """Holds the answer about what is pending back."""
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store)
+        self.gate, self.reached = threading.Event(), threading.Event()
+
+    def pending(self, name: str) -> tuple[int, list[PendingLane]]:
+        found = super().pending(name)
+        self.reached.set()
+        self.gate.wait()
+        return found
 
 
 class Running:
@@ -134,7 +150,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 def waiters(one: Running) -> int:
     """How many wait for events."""
-    awake_one = one.subscriptions._awake.get(S)
+    awake_one = one.subscriptions._consumed.get(S)
     return 0 if awake_one is None else len(awake_one._waiters)
 
 
@@ -245,7 +261,7 @@ class TestDelivering:
                 await one.put()
                 with pytest.raises(InvalidQuery):
                     await one.pull(1, 30, still_wanted=refuse)
-                assert not one.subscriptions._awake[S].is_in_use
+                assert not any(awake_one.is_in_use for awake_one in one.subscriptions._consumed)
 
         run(test)
 
@@ -277,18 +293,7 @@ class TestDelivering:
 
     def test_what_is_stored_while_it_wakes_is_not_missed(self) -> None:
         async def test() -> None:
-            class Slow(WrappedStore):
-                """Holds the answer about what is pending back."""
-
-                gate, reached = threading.Event(), threading.Event()
-
-                def pending(self, name: str) -> tuple[int, list[PendingLane]]:
-                    found = super().pending(name)
-                    self.reached.set()
-                    self.gate.wait()
-                    return found
-
-            store = Slow(memory())
+            store = SlowToWake(memory())
             async with running(store) as one:
                 await one.put()
                 waiting = asyncio.create_task(one.pull(10, 30, topics_max=9))
@@ -300,20 +305,34 @@ class TestDelivering:
 
         run(test)
 
+    def test_nobody_begins_to_wait_in_a_server_that_stops(self) -> None:
+        async def test() -> None:
+            store = SlowToWake(memory())
+            async with running(store) as one:
+                await one.put()
+                waiting = asyncio.create_task(one.pull(1, 3600))
+                await asyncio.to_thread(store.reached.wait)
+                one.subscriptions._stopping.set()
+                await asyncio.sleep(0)  # whoever waits is let go
+                store.gate.set()
+                assert given(await waiting) == []
+
+        run(test)
+
     def test_one_that_nobody_uses_falls_asleep_and_goes_on_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(manager, "ASLEEP_AFTER_S", 0)
-        monkeypatch.setattr(manager, "LOOK_INTERVAL_S", 0.001)
+        monkeypatch.setattr(consumed, "ASLEEP_AFTER_S", 0)
+        monkeypatch.setattr(consumed, "LOOK_INTERVAL_S", 0.001)
 
         async def test() -> None:
             async with running(memory()) as one:
                 await one.put()
                 await one.publish(("t/a", "1"), ("t/a", "2"))
                 held = await one.pull(1)
-                assert one.subscriptions._awake, "it holds something"
+                assert [*one.subscriptions._consumed], "it holds something"
                 await one.ack(held)
-                await eventually(lambda: not one.subscriptions._awake)
+                await eventually(lambda: not [*one.subscriptions._consumed])
                 await one.publish(("t/b", "1"))
-                assert one.subscriptions._by_topic == {}, "a commit does not even look"
+                assert one.subscriptions._consumed._by_topic == {}, "a commit does not even look"
                 assert given(await one.pull(topics_max=9)) == [2, 3]
 
         run(test)
@@ -413,7 +432,7 @@ class TestFailing:
                 await one.put(order=Ordering.NONE)
                 await one.publish(("t/a", "1"), ("t/b", "1"), ("t/c", "1"))
                 late, due, later = await one.pull(1), await one.pull(1), await one.pull(1)
-                subscription = one.subscriptions._awake[S]
+                subscription = one.subscriptions._consumed._awake[S]
                 for delivered, lease_s in ((late, 20.0), (due, 1e-9), (later, 30.0), (late, 1e-9)):
                     subscription.extend(delivered.lease_id, lease_s)
                 again = attempts(await one.pull(1, 30)) + attempts(await one.pull(1, 30))
@@ -472,6 +491,97 @@ class TestFailing:
                 assert await one.subscriptions.replay(S, None) == ([1, 2], True)
                 assert await one.subscriptions.replay(S, None) == ([3], False)
                 assert given(await one.pull()) == [1, 2, 3]
+
+        run(test)
+
+
+class TestMany:
+    @pytest.mark.parametrize(
+        ("limit", "first", "then"), [("OPEN_OF_LANE_MAX", [1, 2, 4, 5], [3]), ("OPEN_MAX", [1, 4], [2])]
+    )
+    def test_what_is_open_is_bounded_and_others_wait(
+        self, monkeypatch: pytest.MonkeyPatch, limit: str, first: list[int], then: list[int]
+    ) -> None:
+        monkeypatch.setattr(lanes, limit, 2)
+
+        async def test() -> None:
+            async with running(memory()) as one:
+                await one.put(order=Ordering.NONE)
+                await one.publish(("t/a", "1"), ("t/a", "2"), ("t/a", "3"), ("t/b", "1"), ("t/b", "2"))
+                taken = [await one.pull(1) for _ in range(4)]
+                assert sorted(seq for each in taken for seq in given(each)) == first
+                assert given(await one.pull(1)) == []
+                await one.ack(next(each for each in taken if 1 in given(each)))
+                assert given(await one.pull(1)) == then
+
+        run(test)
+
+    @pytest.mark.parametrize("limit", ["OPEN_OF_LANE_MAX", "OPEN_MAX"])
+    def test_a_replay_waits_for_room(self, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+        async def test() -> None:
+            async with running(memory()) as one:
+                await one.put(max_attempts=1)
+                await one.publish(("t/a", "1"), ("t/a", "2"), ("t/a", "3"))
+                await one.nack(await one.pull(1))
+                await one.nack(await one.pull(1))
+                held = await one.pull(1)
+                monkeypatch.setattr(lanes, limit, 2)
+                with pytest.raises(QueueFull, match="let some be acknowledged first"):
+                    await one.subscriptions.replay(S, None)
+                assert [seq for seq, _, _ in await one.dead()] == [1, 2]
+                await one.ack(held)
+                assert await one.subscriptions.replay(S, None) == ([1, 2], False)
+
+        run(test)
+
+    def test_metrics_are_of_the_first_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(manager, "SAMPLED_MAX", 2)
+        monkeypatch.setattr(manager, "LAG_MAX", 3)
+
+        async def test() -> None:
+            async with running(memory()) as one:
+                for name in ("c", "a", "b"):
+                    await one.subscriptions.put(name, Definition("**", "earliest"))
+                await one.publish(*(("t", str(number)) for number in range(5)))
+                samples = await one.subscriptions.samples()
+                assert [*samples] == ["a", "b"]
+                assert samples["a"]["sekali_subscription_lag_events"] == 3
+                assert not (await one.subscriptions.status("a", 3)).figures.lag_is_exact
+
+        run(test)
+
+    def test_one_that_is_damaged_says_so_and_the_others_go_on(self) -> None:
+        class Damaged(WrappedStore):
+            def subscriptions(self) -> list[Subscription]:
+                found = {one.name: one for one in super().subscriptions()}
+                if S in found:
+                    found[S] = Subscription(S, Definition("**"), 0, 0, fault="it is damaged")
+                return [*found.values()]
+
+            def figures(self, name: str, lag_max: int) -> Figures:
+                if name == S:
+                    raise StoreBroken("it is damaged")
+                return super().figures(name, lag_max)
+
+        async def test() -> None:
+            async with running(Damaged(memory())) as one:
+                await one.put()
+                await one.subscriptions.put("other", Definition("**", "earliest"))
+                await one.publish(("t/a", "1"))
+                for doing in (
+                    one.pull(),
+                    one.put(),
+                    one.subscriptions.get(S),
+                    one.subscriptions.seek(S, Place(seq=1)),
+                    one.subscriptions.acknowledge(S, "x", [1]),
+                ):
+                    with pytest.raises(StoreBroken, match="it is damaged"):
+                        await doing
+                delivered = await one.subscriptions.pull("other", Ask(10))
+                assert delivered is not None and given(delivered) == [1]
+                assert [*await one.subscriptions.samples()] == ["other"]
+                await one.subscriptions.delete(S)
+                assert [each.name for each in await one.subscriptions.all()] == ["other"]
 
         run(test)
 
@@ -604,6 +714,50 @@ class TestCommits:
                 gated.gate.set()
                 assert await acknowledging == await again == []
                 assert given(await one.pull()) == [2]
+
+        run(test)
+
+    def test_what_is_on_its_way_to_the_disk_comes_before_the_next_look_at_it(self) -> None:
+        """An acknowledgement that was taken before its subscription came to an end is committed all the same."""
+
+        async def test() -> None:
+            gated = GatedStore(memory())
+            gated.gate.set()
+            async with running(gated) as one:
+                await one.put()
+                await one.publish(("t/a", "1"), ("t/a", "2"))
+                delivered = await one.pull(1)
+                gated.gate.clear()
+                gated.reached.clear()
+                acknowledging = asyncio.create_task(one.ack(delivered))
+                await asyncio.to_thread(gated.reached.wait)
+                one.subscriptions.look_again()
+                pulling = asyncio.create_task(one.pull(1))
+                await eventually(lambda: bool(one.consumer._changes) or pulling.done())
+                gated.gate.set()
+                assert await acknowledging == []
+                assert given(await pulling) == [2]
+
+        run(test)
+
+    def test_a_change_holds_though_nobody_waited_for_it(self) -> None:
+        async def test() -> None:
+            gated = GatedStore(memory())
+            gated.gate.set()
+            async with running(gated) as one:
+                await one.put()
+                await one.publish(("t/a", "1"), ("t/a", "2"))
+                await one.ack(await one.pull(1))
+                gated.gate.clear()
+                gated.reached.clear()
+                pausing = asyncio.create_task(one.put(paused=True))
+                await asyncio.to_thread(gated.reached.wait)
+                pausing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await pausing
+                gated.gate.set()
+                await eventually(lambda: one.subscriptions._changes_under_way == 0)
+                assert given(await one.pull()) == []
 
         run(test)
 

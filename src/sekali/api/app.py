@@ -1,6 +1,6 @@
 """The ASGI application: everything but ``/publish``, and the OpenAPI document of both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from sekali import __version__
 from sekali.api import models, models_subscriptions
@@ -74,6 +75,7 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
     )
     for router in routers:
         app.include_router(router)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -106,7 +108,7 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
         kind = Kind.METHOD if error.status_code == 405 else Kind.NOT_FOUND
-        headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+        headers = [(b"allow", ", ".join(_methods(routes, request)).encode())] if kind is Kind.METHOD else []
         return _response(Problem(kind, f"{request.method} {request.url.path}", headers=headers).answer())
 
     @app.exception_handler(Exception)
@@ -114,6 +116,15 @@ def _app(routers: Sequence[APIRouter], access: Access) -> FastAPI:
         return _response(Problem(Kind.INTERNAL, repr(error)).answer())
 
     return app
+
+
+def _methods(routes: Iterable[BaseRoute], request: Request) -> list[str]:
+    """Return what the path of a request takes: of all its routes, where Starlette names the first one's."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def _response(answer: Answer) -> Response:

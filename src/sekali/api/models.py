@@ -297,12 +297,12 @@ _CONTENT_ENCODING = {
 }
 
 
-def request_body(model: type[BaseModel]) -> dict[str, Any]:
+def request_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """Return what a route says of itself that reads the body by itself."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {
         "parameters": [_CONTENT_ENCODING],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "requestBody": {"required": required, "content": {"application/json": {"schema": schema}}},
     }
 
 

@@ -219,7 +219,7 @@ def _route(
         },
     }
     if body is not None:
-        route["openapi_extra"] = request_body(body)
+        route["openapi_extra"] = request_body(body, required=body is not PullIn)
         route["responses"] |= problems(
             Kind.NOT_FOUND,
             *kinds,

@@ -37,7 +37,7 @@ class BoundedProtocol(HttpToolsProtocol):
     publish: ClassVar[Publish]
     shared: ClassVar[Connections]
 
-    is_endless = False  # the answer that goes out does not end by itself
+    is_endless = False  # the answer does not end by itself, or may be long in coming
     _deadline: asyncio.TimerHandle | None = None  # of the message that comes in
     _taking: asyncio.TimerHandle | None = None  # of the answer that goes out
     _messages = 0

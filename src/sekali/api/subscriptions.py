@@ -1,6 +1,7 @@
 """The routes of durable subscriptions: what they are, and how their events are taken."""
 
 import asyncio
+import re
 from concurrent.futures import Executor
 from typing import Annotated, TypeVar
 
@@ -18,7 +19,7 @@ from sekali.api.negotiation import is_ndjson
 from sekali.api.paging import page_response
 from sekali.api.parameters import GRANT
 from sekali.api.problems import Kind, Problem
-from sekali.api.read import json_response
+from sekali.api.read import CONNECTION, json_response
 from sekali.delivery import (
     DELAY_S_MAX,
     ERROR_CHARS_MAX,
@@ -32,7 +33,7 @@ from sekali.delivery import (
     name_fault,
     place_fault,
 )
-from sekali.errors import InvalidQuery, NoSuchSubscription, SubscriptionDiffers
+from sekali.errors import InvalidQuery, NoSuchSubscription, StoreBroken, SubscriptionDiffers
 from sekali.keys import Grant
 from sekali.ports import PAGE_EVENTS_MAX, EventStore, Summary
 from sekali.push.pushing import Pushing
@@ -176,7 +177,7 @@ class SubscriptionRoutes:
 
     async def delete(self, request: Request, name: str) -> Response:
         """Delete a subscription, with its place in the log and its dead letters."""
-        await self._changeable(request, name)
+        _require_may_change(_grant(request), (await self._visible(request, name, damaged=True)).definition)
         await self._subscriptions.delete(name)
         return Response(status_code=204)
 
@@ -216,7 +217,9 @@ class SubscriptionRoutes:
         return _json_bytes(body)
 
     async def _pull_while_there(self, request: Request, name: str, ask: Ask) -> Delivered | None:
-        """Wait for events as long as the client does."""
+        """Wait for events as long as the client does. Who sends no more has left, though it might still read."""
+        connection = request.scope["state"][CONNECTION]
+        connection.is_endless = True
         pulling = asyncio.create_task(self._subscriptions.pull(name, ask))
         leaving = asyncio.ensure_future(request.receive())  # all of the request has come
         try:
@@ -229,6 +232,7 @@ class SubscriptionRoutes:
                 raise Disconnected
             return pulling.result()
         finally:
+            connection.is_endless = False
             pulling.cancel()
             leaving.cancel()
 
@@ -305,13 +309,18 @@ class SubscriptionRoutes:
     async def _summary(self) -> Summary:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.summary)
 
-    async def _visible(self, request: Request, name: str) -> Subscription:
-        """Return a subscription; for who may not read all its topics there is none of that name."""
+    async def _visible(self, request: Request, name: str, *, damaged: bool = False) -> Subscription:
+        """Return a subscription; for who may not read all its topics there is none of that name.
+
+        Of one that is damaged nobody knows them, so that it is there only for who may read everything.
+        """
         grant = _grant(request)
         require_reader(grant)
-        subscription = await self._subscriptions.get(name)
+        subscription = await self._subscriptions.find(name)
         if not grant.may_read_all_of(subscription.definition.topic):
             raise NoSuchSubscription(f"there is no subscription {name}")
+        if subscription.fault is not None and not damaged:
+            raise StoreBroken(subscription.fault)
         return subscription
 
     async def _changeable(self, request: Request, name: str) -> None:
@@ -326,9 +335,19 @@ class SubscriptionRoutes:
             try:
                 return msgspec.json.decode(text or b"{}", type=form)
             except msgspec.ValidationError as error:
-                raise Problem(Kind.INVALID_QUERY, str(error)) from None
+                raise Problem(Kind.INVALID_QUERY, str(error), errors=[_place(str(error))]) from None
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise Problem(Kind.NOT_JSON, f"the document is not JSON: {error}") from None
+
+
+def _place(fault: str) -> dict[str, str]:
+    """Return the place in the document of a fault that msgspec found, and what it is."""
+    detail, _, place = fault.partition(" - at `$")
+    names = re.findall(r"\.(\w+)", place) + re.findall("field `(.*)`", detail)
+    return {
+        "pointer": "#" + "".join(f"/{name.replace('~', '~0').replace('/', '~1')}" for name in names),
+        "detail": detail,
+    }
 
 
 def _grant(request: Request) -> Grant:

@@ -31,6 +31,10 @@ sekali subscriptions seek billing --seq 1
 
 sekali subscriptions seek billing --time 2026-11-23T10:00:00Z
 """
+LIST_EPILOG = "Example: sekali subscriptions list --json"
+SHOW_EPILOG = "Example: sekali subscriptions show billing"
+DELETE_EPILOG = "Example: sekali subscriptions delete billing"
+DEAD_LETTERS_EPILOG = "Example: sekali subscriptions dead-letters list billing --limit 10"
 REPLAY_EPILOG = "Example: sekali subscriptions dead-letters replay billing --all"
 DROP_EPILOG = "Example: sekali subscriptions dead-letters drop billing --seq 41 --seq 43"
 
@@ -45,7 +49,7 @@ Seqs = Annotated[list[int] | None, typer.Option("--seq", min=1, help="One of the
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
-@app.command("list")
+@app.command("list", epilog=LIST_EPILOG)
 def list_subscriptions(
     url: Url = None, api_key_file: ApiKeyFile = None, ca_file: CaFile = None, as_json: Json = False
 ) -> None:
@@ -72,7 +76,7 @@ def list_subscriptions(
     output.console().print(table)
 
 
-@app.command("show")
+@app.command("show", epilog=SHOW_EPILOG)
 def show(
     name: Name, url: Url = None, api_key_file: ApiKeyFile = None, ca_file: CaFile = None, as_json: Json = False
 ) -> None:
@@ -146,7 +150,7 @@ def create(
         output.write_line(f"subscription {name} to {topic}")
 
 
-@app.command("delete")
+@app.command("delete", epilog=DELETE_EPILOG)
 def delete(name: Name, url: Url = None, api_key_file: ApiKeyFile = None, ca_file: CaFile = None) -> None:
     """Delete a subscription, with its place in the log and its dead letters. The events stay.
 
@@ -183,7 +187,7 @@ def seek(
         output.write_line(f"subscription {name} goes on at seq {_cell(answer.get('next_seq'))}")
 
 
-@dead_letters.command("list")
+@dead_letters.command("list", epilog=DEAD_LETTERS_EPILOG)
 def list_dead_letters(
     name: Name,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,

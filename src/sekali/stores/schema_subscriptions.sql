@@ -1,4 +1,5 @@
--- What is kept of subscriptions. All of it changes in the same transactions as the log.
+-- What is kept of subscriptions. All of it changes in the same transactions as the log. The checksums are those of
+-- sqlite_subscription_rows.py.
 
 CREATE TABLE subscriptions (
     subscription_id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again: what is left of one is not another's
@@ -6,7 +7,8 @@ CREATE TABLE subscriptions (
     definition      TEXT    NOT NULL,  -- JSON, with the secret of a webhook in clear: it signs with it
     position        INTEGER NOT NULL,  -- events up to here are no part of it, where no lane says otherwise
     created_at_ns   INTEGER NOT NULL,
-    pause           TEXT               -- JSON, [reason, at in ns]: why the server itself paused it
+    pause           TEXT    NOT NULL,  -- JSON, [reason, at in ns] where the server itself paused it, else null
+    checksum        INTEGER NOT NULL
 ) STRICT;
 
 -- A topic of a subscription. Every event of it up to cursor is settled, but for those in open: [seq, attempts failed,
@@ -16,6 +18,7 @@ CREATE TABLE subscription_lanes (
     topic_id        INTEGER NOT NULL REFERENCES topics,
     cursor          INTEGER NOT NULL,
     open            TEXT    NOT NULL,
+    checksum        INTEGER NOT NULL,
     PRIMARY KEY (subscription_id, topic_id)
 ) STRICT, WITHOUT ROWID;
 
@@ -26,5 +29,6 @@ CREATE TABLE dead_letters (
     attempts        INTEGER NOT NULL,
     error           TEXT    NOT NULL,
     at_ns           INTEGER NOT NULL,
+    checksum        INTEGER NOT NULL,
     UNIQUE (subscription_id, seq)
 ) STRICT;

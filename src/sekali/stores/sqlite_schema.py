@@ -17,6 +17,7 @@ from sekali import jsonvalue
 from sekali.errors import StartupError
 from sekali.stores.checksum import row_checksums
 from sekali.stores.sqlite_source_rows import fill_sources
+from sekali.stores.sqlite_subscriptions import pull_back
 
 APPLICATION_ID = 0x53454B41  # "SEKA"
 SCHEMA_VERSION = 3
@@ -76,34 +77,9 @@ def begin_another_log(connection: apsw.Connection) -> None:
     Subscriptions stay, but for what they know of events that are not in it.
     """
     connection.execute("UPDATE log SET log_id = ?", (uuid.uuid4().hex,))
-    if ahead := _pull_subscriptions_back(connection):
-        log.warning("subscriptions were ahead of the log, and go on from its end", subscriptions=ahead)
-
-
-def _pull_subscriptions_back(connection: apsw.Connection) -> list[str]:
-    """Let no subscription be ahead of the log, and return the names of those that were.
-
-    The log may have lost its end, or be an older one: seqs above its head will be those of other events.
-    """
     head = connection.execute("SELECT coalesce(max(seq), 0) FROM events").get
-    ahead = [
-        name
-        for (name,) in connection.execute(
-            "SELECT name FROM subscriptions s WHERE position > ?1 OR EXISTS (SELECT 1 FROM subscription_lanes l "
-            "WHERE l.subscription_id = s.subscription_id AND l.cursor > ?1) OR EXISTS (SELECT 1 FROM dead_letters d "
-            "WHERE d.subscription_id = s.subscription_id AND d.seq > ?1) ORDER BY name",
-            (head,),
-        )
-    ]
-    if ahead:
-        connection.execute("UPDATE subscriptions SET position = min(position, ?)", (head,))
-        connection.execute(
-            "UPDATE subscription_lanes SET cursor = ?1, open = (SELECT json_group_array(json(value)) FROM "
-            "json_each(open) WHERE value ->> 0 <= ?1) WHERE cursor > ?1",
-            (head,),
-        )
-        connection.execute("DELETE FROM dead_letters WHERE seq > ?", (head,))
-    return ahead
+    if ahead := pull_back(connection, head):
+        log.warning("subscriptions were ahead of the log, and go on from its end", subscriptions=ahead)
 
 
 def _run(connection: apsw.Connection, name: str) -> None:

@@ -58,7 +58,7 @@ class Awake:
         self._waiters: deque[_Waiter] = deque()
         self._ended: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at_s = 0.0  # uvloop's handle does not tell, where it is due at once
+        self._timer_at_s = 0.0  # by the clock of the loop; a handle of uvloop need not tell
         self._burying = asyncio.Lock()  # dead letters are changed one after the other
         self.used_at_ns = around.clock_ns()
         self._arm()
@@ -128,6 +128,8 @@ class Awake:
     async def _wants(self, ask: Ask, *, first: bool) -> list[Want]:
         """Wait for one's turn, and for lanes that have something; nothing where the time is over."""
         self._require_current()
+        if self._around.stopping.is_set():
+            return []
         waiter = _Waiter(ask)
         if first:
             self._waiters.appendleft(waiter)
@@ -339,8 +341,7 @@ class Awake:
             if self._timer_at_s <= at_s:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(at_s, self._tick)
-        self._timer_at_s = at_s
+        self._timer, self._timer_at_s = loop.call_at(at_s, self._tick), at_s
 
 
 def _by_topic(dead: Sequence[DeadLetter]) -> dict[str, list[int]]:

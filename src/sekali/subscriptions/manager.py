@@ -1,7 +1,4 @@
-"""All subscriptions of a server: their definitions, and those of them that are being consumed.
-
-One that nobody consumes is nowhere but in the store, and costs a commit nothing.
-"""
+"""All subscriptions of a server: what is done with them by name."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -10,7 +7,6 @@ from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
-import structlog
 
 from sekali.consumer import Consumer
 from sekali.delivery import (
@@ -32,25 +28,23 @@ from sekali.errors import (
     NoSuchSubscription,
     PositionGone,
     SekaliError,
+    StoreBroken,
     SubscriptionDiffers,
     TooManySubscriptions,
     Unavailable,
 )
 from sekali.ports import EventStore
 from sekali.subscriptions.awake import Awake, Replaced
+from sekali.subscriptions.consumed import Consumed
 from sekali.subscriptions.lane import Counts
 from sekali.subscriptions.status import Status
 from sekali.subscriptions.surroundings import Ask, Delivered, Surroundings, committed
 from sekali.timestamps import parse_timestamp
 
-ASLEEP_AFTER_S = 60.0  # without anybody who pulls or holds events
-LOOK_INTERVAL_S = 10.0
-TOPICS_REMEMBERED_MAX = 100_000
 LAG_MAX = 100_000  # counted of one subscription
 SAMPLED_MAX = 50
 
 _Result = TypeVar("_Result")
-log = structlog.get_logger("sekali.subscriptions")
 
 
 class Subscriptions:
@@ -79,59 +73,33 @@ class Subscriptions:
         self._known: dict[str, Subscription] | None = None  # None: what is stored has to be looked up
         self._changes = 0  # that were committed, or may have been
         self._changes_under_way = 0
-        self._awake: dict[str, Awake] = {}
-        self._waking: dict[str, list[tuple[int, frozenset[str]]]] = {}  # what was stored meanwhile
-        self._recoveries = 0
-        self._by_topic: dict[str, tuple[Awake, ...]] = {}
         self._counts: dict[str, Counts] = {}
         self._changing = asyncio.Lock()  # definitions and positions; nobody wakes meanwhile
         self.on_changed: Callable[[], None] = lambda: None  # called after each change of definitions or positions
 
     def start(self, consumer: Consumer) -> None:
         """Begin, with a consumer that tells ``on_stored`` what it stores. Call once, on the event loop."""
-        self._around = Surroundings(self._store, consumer, self._readers, self._clock_ns, self._new_id)
-        self._tasks = [asyncio.create_task(self._end_waits()), asyncio.create_task(self._let_sleep())]
+        self._around = Surroundings(self._store, consumer, self._readers, self._stopping, self._clock_ns, self._new_id)
+        self._consumed = Consumed(self._around)
+        self._tasks = [asyncio.create_task(self._end_waits()), asyncio.create_task(self._consumed.let_sleep())]
 
     async def stop(self) -> None:
         """End what goes on by itself."""
         for task in self._tasks:
             task.cancel()
-        for awake in self._awake.values():
+        for awake in self._consumed:
             awake.end()
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
                 await task
 
     def stored(self, head: int, lists: Iterable[Sequence[str]]) -> None:
-        """Wake whoever waits for events of the topics in these lists. Called after each commit that stored something.
-
-        Topics of which nothing was stored may be among them.
-        """
-        if not self._awake and not self._waking:
-            return
-        topics = frozenset().union(*lists)
-        found: dict[Awake, list[str]] = {}
-        for topic in topics:
-            for awake in self._consumed(topic):
-                found.setdefault(awake, []).append(topic)
-        for awake, its_topics in found.items():
-            awake.stored(head, its_topics)
-        for notes in self._waking.values():
-            notes.append((head, topics))
+        """See ``Consumed.stored``."""
+        self._consumed.stored(head, lists)
 
     def look_again(self) -> None:
-        """Go on from what is stored: a commit that failed may have stored its events all the same. Leases are void."""
-        self._recoveries += 1
-        for name in list(self._awake):
-            self._end(name)
-
-    def _consumed(self, topic: str) -> tuple[Awake, ...]:
-        consumed = self._by_topic.get(topic)
-        if consumed is None:
-            if len(self._by_topic) >= TOPICS_REMEMBERED_MAX:
-                self._by_topic.clear()
-            consumed = self._by_topic[topic] = tuple(awake for awake in self._awake.values() if awake.wants(topic))
-        return consumed
+        """See ``Consumed.look_again``."""
+        self._consumed.look_again()
 
     # Definitions.
 
@@ -150,9 +118,16 @@ class Subscriptions:
 
         Raises:
             NoSuchSubscription: there is none of that name.
-            StoreBroken, Unavailable: the store cannot be read.
+            StoreBroken, Unavailable: the store cannot be read, or it is damaged.
 
         """
+        subscription = await self.find(name)
+        if subscription.fault is not None:
+            raise StoreBroken(subscription.fault)
+        return subscription
+
+    async def find(self, name: str) -> Subscription:
+        """Return one, also where it is damaged. Raises as ``get`` does otherwise."""
         subscription = (await self._read_known()).get(name)
         if subscription is None:
             raise NoSuchSubscription(f"there is no subscription {name}")
@@ -173,6 +148,8 @@ class Subscriptions:
             self._require_nothing_under_way()
             known = await self._read_known()
             old = known.get(name)
+            if old is not None and old.fault is not None:
+                raise StoreBroken(old.fault)
             if old is None:
                 if len(known) >= self._subscriptions_max:
                     raise TooManySubscriptions(
@@ -193,7 +170,7 @@ class Subscriptions:
             if definition.secret is None:  # it is not shown, so whoever sends back what is shown has none
                 definition = msgspec.structs.replace(definition, secret=old.definition.secret)
             if old.definition != definition:
-                await self._alter(name, definition, old.pause if definition.paused else None)
+                await self._commit(Alter(name, definition, old.pause if definition.paused else None))
             return False
 
     async def pause(self, subscription: Subscription, reason: str) -> None:
@@ -210,12 +187,7 @@ class Subscriptions:
             current = await self.get(name)
             if (current.created_at_ns, current.definition) == (subscription.created_at_ns, definition):
                 paused = msgspec.structs.replace(definition, paused=True)
-                await self._alter(name, paused, Pause(reason, self._clock_ns()))
-
-    async def _alter(self, name: str, definition: Definition, pause: Pause | None) -> None:
-        await self._commit(Alter(name, definition, pause))
-        if (awake := self._awake.get(name)) is not None:
-            awake.alter(definition)
+                await self._commit(Alter(name, paused, Pause(reason, self._clock_ns())))
 
     async def delete(self, name: str) -> None:
         """Delete a subscription with all that is kept of it.
@@ -227,8 +199,8 @@ class Subscriptions:
         """
         async with self._changing:
             self._require_nothing_under_way()
-            await self.get(name)
-            self._end(name)
+            await self.find(name)
+            self._consumed.end(name)
             await self._commit(Delete(name))
             self._counts.pop(name, None)
 
@@ -245,7 +217,7 @@ class Subscriptions:
             self._require_nothing_under_way()
             await self.get(name)
             position = await self._position(place)
-            self._end(name)
+            self._consumed.end(name)
             await self._commit(Seek(name, position))
             return position
 
@@ -261,10 +233,13 @@ class Subscriptions:
         return self._known
 
     async def _commit(self, change: Create | Alter | Delete | Seek) -> None:
-        def done(_: SekaliError | None) -> None:
+        def done(failure: SekaliError | None) -> None:
             self._known = None
             self._changes += 1
             self._changes_under_way -= 1
+            # Here, because whoever asked for it may not wait for the commit to its end.
+            if failure is None and isinstance(change, Alter) and (awake := self._consumed.get(change.name)) is not None:
+                awake.alter(change.definition)
             self.on_changed()
 
         committing = self._around.submit([change], done)
@@ -305,8 +280,6 @@ class Subscriptions:
             SekaliError: events cannot be read; or what ``ask.still_wanted`` raises.
 
         """
-        if self._stopping.is_set():
-            return None
         return await self._with(name, lambda awake: awake.pull(ask))
 
     async def acknowledge(self, name: str, lease_id: str, seqs: Sequence[int]) -> list[int]:
@@ -323,7 +296,7 @@ class Subscriptions:
 
     def release(self, name: str, lease_id: str) -> None:
         """Take back a lease that nobody got."""
-        if (awake := self._awake.get(name)) is not None:
+        if (awake := self._consumed.get(name)) is not None:
             awake.release(lease_id)
 
     async def replay(self, name: str, seqs: Sequence[int] | None) -> tuple[list[int], bool]:
@@ -351,12 +324,12 @@ class Subscriptions:
 
         """
         figures = await self._around.read(lambda: self._store.figures(name, lag_max))
-        awake = self._awake.get(name)
+        awake = self._consumed.get(name)
         in_flight, waiting = (0, 0) if awake is None else (awake.lanes.in_flight, awake.lanes.waiting)
         return Status(figures, self._clock_ns(), in_flight, waiting, self._counts.get(name) or Counts())
 
     async def samples(self) -> dict[str, dict[str, float]]:
-        """Return metrics by subscription, for the first ``SAMPLED_MAX`` by name.
+        """Return metrics by subscription, for the first ``SAMPLED_MAX`` by name of which they can be read.
 
         Raises:
             StoreBroken, Unavailable: the store cannot be read.
@@ -364,8 +337,10 @@ class Subscriptions:
         """
         found: dict[str, dict[str, float]] = {}
         for subscription in (await self.all())[:SAMPLED_MAX]:
-            samples = (await self.status(subscription.name, LAG_MAX)).samples()
-            found[subscription.name] = samples | {"sekali_subscription_paused": float(subscription.definition.paused)}
+            with suppress(StoreBroken):
+                samples = (await self.status(subscription.name, LAG_MAX)).samples()
+                paused = float(subscription.definition.paused)
+                found[subscription.name] = samples | {"sekali_subscription_paused": paused}
         return found
 
     async def _with(self, name: str, act: Callable[[Awake], Awaitable[_Result]]) -> _Result:
@@ -377,47 +352,16 @@ class Subscriptions:
 
     async def _wake(self, name: str) -> Awake:
         """Return a subscription with its lanes, read from the store where nobody consumed it lately."""
-        awake = self._awake.get(name)
-        if awake is not None and not awake.has_ended:
+        if (awake := self._consumed.get(name)) is not None:
             return awake
         async with self._changing:
-            awake = self._awake.get(name)
-            if awake is not None and not awake.has_ended:
+            if (awake := self._consumed.get(name)) is not None:
                 return awake
-            self._end(name)
             self._require_nothing_under_way()
             subscription = await self.get(name)
-            recoveries = -1
-            while recoveries != self._recoveries:
-                recoveries = self._recoveries
-                self._waking[name] = []
-                try:
-                    head, pending = await self._around.read(lambda: self._store.pending(name))
-                finally:
-                    notes = self._waking.pop(name)
-            awake = Awake(subscription, self._around, head, pending, self._counts.setdefault(name, Counts()))
-            for noted_head, topics in notes:
-                awake.stored(noted_head, filter(awake.wants, topics))
-            self._awake[name] = awake
-            self._by_topic.clear()
-            return awake
-
-    def _end(self, name: str) -> None:
-        awake = self._awake.pop(name, None)
-        if awake is not None:
-            awake.end()
-            self._by_topic.clear()
+            return await self._consumed.wake(subscription, self._counts.setdefault(name, Counts()))
 
     async def _end_waits(self) -> None:
         await self._stopping.wait()
-        for awake in self._awake.values():
+        for awake in self._consumed:
             awake.end_waits()
-
-    async def _let_sleep(self) -> None:
-        """Forget what nobody consumes any more, and what came to an end."""
-        while True:
-            await asyncio.sleep(LOOK_INTERVAL_S)
-            now_ns = self._clock_ns()
-            for name, awake in list(self._awake.items()):
-                if awake.has_ended or (not awake.is_in_use and now_ns - awake.used_at_ns > ASLEEP_AFTER_S * 1e9):
-                    self._end(name)

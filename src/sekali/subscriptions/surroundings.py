@@ -44,12 +44,14 @@ class Delivered:
 class Surroundings:
     """What all subscriptions share.
 
-    ``clock_ns`` is steady and reads like the wall clock; what ``new_id`` makes cannot be guessed.
+    ``clock_ns`` is steady and reads like the wall clock; what ``new_id`` makes cannot be guessed. Nobody begins to wait
+    once ``stopping`` is set.
     """
 
     store: EventStore
     consumer: Consumer
     readers: Executor
+    stopping: asyncio.Event
     clock_ns: Callable[[], int]
     new_id: Callable[[], str]
 
