@@ -24,6 +24,11 @@ from sekali.stores.sqlite_conditions import topics_like
 from sekali.stores.sqlite_subscription_rows import checksum, dead_letter_of, lane_of, subscription_of, text
 
 _ID = "(SELECT subscription_id FROM subscriptions WHERE name = ?)"
+# Texts as blobs: what is damaged need not be UTF-8.
+_ROW = (
+    "subscription_id, CAST(name AS BLOB), CAST(definition AS BLOB), position, created_at_ns, CAST(pause AS BLOB), "
+    "checksum"
+)
 _NEXT_SEQ = "SELECT min(seq) FROM events INDEXED BY events_by_topic WHERE topic_id = ? AND seq > ?"
 _COUNT = "SELECT count(*) FROM (SELECT 1 FROM events INDEXED BY events_by_topic WHERE topic_id = ? AND seq > ? LIMIT ?)"
 
@@ -107,11 +112,7 @@ def subscriptions(connection: apsw.Connection) -> list[Subscription]:
 
 def with_ids(connection: apsw.Connection) -> list[tuple[int, Subscription]]:
     """Return all subscriptions by name, each with its number in the file."""
-    rows: Any = connection.execute(
-        "SELECT subscription_id, CAST(name AS BLOB), CAST(definition AS BLOB), position, created_at_ns, "
-        "CAST(pause AS BLOB), checksum "
-        "FROM subscriptions ORDER BY name"
-    )
+    rows: Any = connection.execute(f"SELECT {_ROW} FROM subscriptions ORDER BY name")
     return [(row[0], subscription_of(*row)) for row in rows]
 
 
@@ -161,8 +162,7 @@ def _pending(connection: apsw.Connection, name: str) -> list[tuple[LaneState, in
 
     """
     row: Any = connection.execute(
-        "SELECT subscription_id, CAST(name AS BLOB), CAST(definition AS BLOB), position, created_at_ns, checksum "
-        "FROM subscriptions WHERE name = ?",
+        f"SELECT {_ROW} FROM subscriptions WHERE name = ?",
         (name,),
     ).fetchone()
     if row is None:
