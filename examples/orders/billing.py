@@ -50,7 +50,7 @@ def main() -> None:
             lambda event: bill(connection, event, has_inbox=not given.no_inbox),
             # A lease is extended for as long as a bill takes, so it can be short: that is how long the others wait for
             # the events of one that was killed.
-            create={"topic": "orders", "start": "earliest", "lease_seconds": 2, "max_attempts": 100},
+            create={"topic": "shop/orders", "start": "earliest", "lease_seconds": 2, "max_attempts": 100},
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: subscriber.stop())

@@ -28,7 +28,7 @@ def place_order(connection: sqlite3.Connection, number: int) -> None:
     total = 10 + number % 90
     with connection:
         connection.execute("INSERT INTO orders VALUES (?, ?)", (number, total))
-        event = new_event("orders", {"order": number, "total": total}, event_id=f"order-{number}", source="orders")
+        event = new_event("shop/orders", {"order": number, "total": total}, event_id=f"order-{number}", source="orders")
         outbox.add(connection, event)
 
 

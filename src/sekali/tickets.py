@@ -47,6 +47,13 @@ class Group:
     failure: SekaliError | None = None
 
     @property
+    def is_prepared(self) -> bool:
+        """Whether there is all of it to be committed: in trouble nothing is prepared."""
+        return bool(self.prepared is not None or not self.tickets) and bool(
+            self.prepared_changes is not None or not self.changes
+        )
+
+    @property
     def to_commit(self) -> list[Any]:
         """What the store is given."""
         return [one for one in (self.prepared, self.prepared_changes) if one is not None]

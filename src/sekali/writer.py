@@ -188,7 +188,8 @@ class Writer:
         if groups:
             tickets = [ticket for group in groups for ticket in group.tickets]
             changes = [change for group in groups for change in group.changes]
-            stale = any(group.generation != self.generation for group in groups)
+            # One may also have been left unprepared in trouble that is over by now.
+            stale = any(group.generation != self.generation or not group.is_prepared for group in groups)
             if stale:
                 again = Unavailable("the store was recovering; send the request again")
                 self._give_back(tickets, changes, again, len(groups))

@@ -86,7 +86,10 @@ def _again(chance: random.Random, event: Event) -> Event:
 
 
 def batch_of(request: Request) -> Batch:
-    return batch(*request)
+    """Return the events as a batch. Those of a host have numbers, with gaps, so that sources are counted too."""
+    made = batch(*request)
+    made.source_seqs = [int(event.event_id.replace("-", "")) if event.source else None for event in request]
+    return made
 
 
 class Lost(AssertionError):

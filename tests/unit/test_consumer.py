@@ -1,6 +1,7 @@
 """The consumer over stores that wait and fail."""
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,6 +18,8 @@ from sekali.metrics import Metrics
 from sekali.ports import EventStore, Progress, Query, no_progress
 from sekali.stores.memory import MemoryStore
 from sekali.testing import FailingStore, FakeClock, GatedStore, WrappedStore
+from sekali.tickets import ChangeTicket, Group, Ticket
+from sekali.writer import Listener, Writer
 
 
 def memory() -> MemoryStore:
@@ -191,6 +194,31 @@ def test_what_is_in_line_when_a_commit_fails_is_answered_and_not_lost_in_silence
             assert stored == acknowledged
 
     run(test)
+
+
+@pytest.mark.parametrize("what", ["events", "changes"])
+def test_a_group_that_was_left_unprepared_in_trouble_that_is_over_is_given_back(what: str) -> None:
+    """It was put together after the recovery had begun, and looked at before the recovery ended."""
+    done: queue.SimpleQueue[tuple[list[Ticket], list[ChangeTicket]]] = queue.SimpleQueue()
+    ready = threading.Event()
+    listener = Listener(
+        ready.set, lambda tickets, changes, groups, committed: done.put((tickets, changes)), no_call, no_call
+    )
+    writer = Writer(memory(), time.monotonic, listener, commit_events_max=10)
+    writer.start()
+    assert ready.wait(30)
+    tickets = [Ticket(batch(("a", "1")), 0.0, no_call, keep=False)] if what == "events" else []
+    changes = [ChangeTicket([], no_call)] if what == "changes" else []
+    writer.put(Group(tickets, changes, writer.generation))
+    found = done.get(timeout=30)
+    failures = [one.failure for one in found[0]] + [one.failure for one in found[1]]
+    assert [type(failure) for failure in failures] == [Unavailable]
+    writer.end()
+    assert writer.join(30) and writer.trouble is None
+
+
+def no_call(*_: object) -> None:
+    pass
 
 
 def test_what_was_accepted_for_later_is_tried_until_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from sekali.testing import FakeClock
 from sekali.topics import matches
 
 BY_TIME = [Order.TIMESTAMP, Order.TIMESTAMP_DESCENDING]
+LATE_PAGES = 30
 # Few topics and times, so that many events stand at one place.
 events = st.lists(st.tuples(st.sampled_from(["a", "a/b", "c"]), st.integers(-3, 3)), max_size=12)
 queries = st.builds(
@@ -92,7 +93,8 @@ def check_late_events(
         seen += page
         count += 1
         assert len(seen) <= len(expected), "what came late is shown"
-        log.add(late)
+        if count < LATE_PAGES:  # who is ever faster than the reader keeps it from the end
+            log.add(late)
     assert seen == expected
     return count
 
