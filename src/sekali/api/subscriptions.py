@@ -13,11 +13,11 @@ from msgspec import Meta
 from sekali.api import models_subscriptions as models
 from sekali.api import subscription_documents as documents
 from sekali.api import wire
-from sekali.api.access import Access, missing_scope, require_reader
+from sekali.api.access import Access, missing_scope
 from sekali.api.body import Body, ByteBudget, Disconnected, header, read_whole
 from sekali.api.negotiation import is_ndjson
 from sekali.api.paging import page_response
-from sekali.api.parameters import GRANT
+from sekali.api.parameters import GRANT, Cursor, reader_of
 from sekali.api.problems import Kind, Problem
 from sekali.api.read import CONNECTION, json_response
 from sekali.delivery import (
@@ -131,11 +131,10 @@ class SubscriptionRoutes:
         self,
         request: Request,
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX, description="Subscriptions in one page.")] = 100,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        cursor: Cursor = None,
     ) -> Response:
         """Subscriptions by name, with their figures: those of which the key may read every topic."""
-        grant = _grant(request)
-        require_reader(grant)
+        grant = reader_of(request)
         summary = await self._summary()
         after = "" if cursor is None else wire.open_cursor(cursor, "subscriptions", (str,), summary).position[0]
         visible = [
@@ -155,8 +154,7 @@ class SubscriptionRoutes:
 
     async def put(self, request: Request, name: str) -> Response:
         """Make a subscription, or change what may change of it: the same again changes nothing."""
-        grant = _grant(request)
-        require_reader(grant)
+        grant = reader_of(request)
         definition = await self._read(request, Definition)
         if (fault := name_fault(name)) is not None:
             raise InvalidQuery("name", fault)
@@ -270,7 +268,7 @@ class SubscriptionRoutes:
         request: Request,
         name: str,
         limit: Annotated[int, Query(ge=1, le=LISTED_MAX, description="Dead letters in one page.")] = 100,
-        cursor: Annotated[str | None, Query(description="From the `Link` header of the page before.")] = None,
+        cursor: Cursor = None,
     ) -> Response:
         """Events that failed at every attempt, in the order they were given up; `/events` has what they hold."""
         await self._visible(request, name)
@@ -314,8 +312,7 @@ class SubscriptionRoutes:
 
         Of one that is damaged nobody knows them, so that it is there only for who may read everything.
         """
-        grant = _grant(request)
-        require_reader(grant)
+        grant = reader_of(request)
         subscription = await self._subscriptions.find(name)
         if not grant.may_read_all_of(subscription.definition.topic):
             raise NoSuchSubscription(f"there is no subscription {name}")
