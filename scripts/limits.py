@@ -122,6 +122,5 @@ LIMITS = {
         Limit("the headers of an answer", HEAD_BYTES_MAX, "bytes", "a failed attempt"),
         Limit("the body of an answer, which is not looked at", BODY_BYTES_MAX, "bytes", "the connection is closed"),
         Limit("what `Retry-After` may ask for", RETRY_AFTER_S_MAX, "s", "that is waited"),
-        _of("push_pause_after_s", "an endpoint down without a success", "s", "paused"),
     ),
 }

@@ -328,8 +328,9 @@ def check_wait(server: ServerProcess, value: float) -> None:
 # The store's own rules: tests/contract has the one, for 64 MiB of variants take a while to send, and
 # tests/unit/test_sqlite_file.py the other, for a query of ten seconds takes as long. Those of streams are in
 # tests/unit/test_feed.py and tests/e2e/test_subscribe.py; what many events or subscriptions come to is in
-# tests/unit/test_subscriptions.py, with smaller numbers.
+# tests/unit/test_subscriptions.py, with smaller numbers, and those of webhooks in tests/unit/test_push_*.py.
 CHECKED_ELSEWHERE = {
+    *(limit.what for limit in LIMITS["Webhooks"]),
     "variants kept for `/conflicts`",
     "the reading of one page",
     "without anything sent on it",

@@ -116,6 +116,8 @@ def test_one_is_made_shown_changed_and_deleted(one: Subscription) -> None:
         "max_attempts": 3,
         "lease_seconds": 5.0,
         "paused": False,
+        "paused_reason": None,
+        "paused_at": None,
     }
     assert one.put(lease_seconds=5, max_attempts=3).status == 200
     changed = one.put(max_attempts=4)
@@ -622,6 +624,7 @@ def test_the_figures_are_in_the_list_and_in_the_metrics(one: Subscription, contr
     assert oldest > 0
     assert found == {
         "sekali_subscription_lag_events": 2,
+        "sekali_subscription_paused": 0,
         "sekali_subscription_in_flight_events": 1,
         "sekali_subscription_waiting_events": 0,
         "sekali_subscription_dead_letters": 1,

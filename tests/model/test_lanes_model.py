@@ -363,7 +363,7 @@ class UnorderedMachine(LanesMachine):
 
 
 TestOrderedLanes = LanesMachine.TestCase
-TestOrderedLanes.settings = settings(max_examples=200, stateful_step_count=50, deadline=None, print_blob=True)
+TestOrderedLanes.settings = settings(max_examples=400, stateful_step_count=50, deadline=None, print_blob=True)
 TestUnorderedLanes = UnorderedMachine.TestCase
 TestUnorderedLanes.settings = settings(max_examples=200, stateful_step_count=50, deadline=None, print_blob=True)
 

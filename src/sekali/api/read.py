@@ -113,9 +113,9 @@ class Reading:
             ("/stats", self.stats, models.STATS),
             ("/healthz", self.healthz, models.HEALTH),
             ("/metrics", self.metrics, models.METRICS),
+            ("/sources", Sources(store, self._read).sources, models.SOURCES),
         ):
             self.router.add_api_route(path, endpoint, methods=["GET"], **extra)
-        self.router.include_router(Sources(store, self._read).router)
         self.router.add_api_route("/exists", self.exists, methods=["POST"], **models.EXISTS)
 
     async def _read(self, read: Callable[[], _Result]) -> _Result:

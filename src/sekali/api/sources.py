@@ -3,10 +3,10 @@
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 
-from sekali.api import models, wire
+from sekali.api import wire
 from sekali.api.paging import page_response
 from sekali.api.parameters import Cursor, Limit, Source, Topic, reader_of, require_readable
 from sekali.errors import InvalidQuery
@@ -24,8 +24,6 @@ class Sources:
     def __init__(self, store: EventStore, read: Callable[[Callable[[], _Page]], Coroutine[Any, Any, _Page]]) -> None:
         self._store = store
         self._read = read
-        self.router = APIRouter()
-        self.router.add_api_route("/sources", self.sources, methods=["GET"], **models.SOURCES)
 
     async def sources(
         self,

@@ -52,6 +52,9 @@ def server(folder: Path, *settings: str) -> Iterator[str]:
 
     programs, port, data = _programs(), free_port(), folder / "postgres"
     as_user = _as_another_user(folder, data)
+    if as_user and any(not above.stat().st_mode & 0o001 for above in programs.parents):
+        # In a folder that only we may enter, such as our home: a copy for the other user.
+        programs = Path(shutil.copytree(programs.parent, folder / "programs")) / programs.name
     command = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "bench", "-A", "trust", "-E", "UTF8", "-N"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
     if made.returncode != 0:
