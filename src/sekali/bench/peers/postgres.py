@@ -53,8 +53,7 @@ def server(folder: Path, *settings: str) -> Iterator[str]:
     programs, port, data = _programs(), free_port(), folder / "postgres"
     as_user = _as_another_user(folder, data)
     if as_user and any(not above.stat().st_mode & 0o001 for above in programs.parents):
-        # In a folder that only we may enter, such as our home: a copy for the other user.
-        programs = Path(shutil.copytree(programs.parent, folder / "programs")) / programs.name
+        programs = _copied(programs, folder / "programs")
     command = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "bench", "-A", "trust", "-E", "UTF8", "-N"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
     if made.returncode != 0:
@@ -110,6 +109,15 @@ def _insert(connection: Any, block: Block, starts: Iterable[int]) -> int:
         columns = (part.topics, part.event_ids, part.timestamps_ns, part.sources, part.payloads)
         new += connection.execute(_INSERT, columns).rowcount
     return new
+
+
+def _copied(programs: Path, folder: Path) -> Path:
+    """Copy what is in a folder that only we may enter, such as our home, for another user; with the wheel's libraries."""
+    package = programs.parents[1]
+    for part in (package, package.with_name(f"{package.name}.libs")):
+        if part.exists():
+            shutil.copytree(part, folder / part.name)
+    return folder / programs.relative_to(package.parent)
 
 
 def _as_another_user(folder: Path, data: Path) -> list[str]:
