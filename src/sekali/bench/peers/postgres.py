@@ -112,7 +112,7 @@ def _insert(connection: Any, block: Block, starts: Iterable[int]) -> int:
 
 
 def _copied(programs: Path, folder: Path) -> Path:
-    """Copy what is in a folder that only we may enter, such as our home, for another user; with the wheel's libraries."""
+    """Copy what is in a folder that only we may enter, such as our home, for another user; with its libraries."""
     package = programs.parents[1]
     for part in (package, package.with_name(f"{package.name}.libs")):
         if part.exists():
