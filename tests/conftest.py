@@ -1,6 +1,11 @@
 """Options of the tests that have a long form."""
 
+import hypothesis
 import pytest
+
+# How long an example takes says nothing on a machine that does other work meanwhile.
+hypothesis.settings.register_profile("sekali", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("sekali")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

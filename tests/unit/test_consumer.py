@@ -505,8 +505,10 @@ def test_a_commit_that_hangs_keeps_nobody_waiting_and_its_end_is_noticed(monkeyp
             assert consumer.events_waiting == 1  # until the commit ends, it takes its room
             gated.gate.set()
             await eventually(lambda: consumer.trouble is None)
+            monkeypatch.setattr("sekali.consumer.COMMIT_TIMEOUT_S", 30)  # a commit that is only slow does not hang
             assert await publish(consumer, ("a", "1"), ("a", "2")) == [DUPLICATE, STORED]
             assert consumer.events_waiting == 0 and consumer.oldest_waiting_s == 0
+            monkeypatch.setattr("sekali.consumer.COMMIT_TIMEOUT_S", 0.01)
             # What is kept is told once it is committed, however long that took.
             gated.gate.clear()
             consumer.submit(batch(("a", "kept")), 0, lambda verdicts, failure: later.append(failure), keep=True)
