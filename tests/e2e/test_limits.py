@@ -330,7 +330,12 @@ def check_wait(server: ServerProcess, value: float) -> None:
 # tests/unit/test_feed.py and tests/e2e/test_subscribe.py; what many events or subscriptions come to is in
 # tests/unit/test_subscriptions.py, with smaller numbers, and those of webhooks in tests/unit/test_push_*.py.
 CHECKED_ELSEWHERE = {
-    *(limit.what for limit in LIMITS["Webhooks"]),
+    "requests under way to one endpoint",
+    "requests under way to all",
+    "`lease_seconds`, the time an endpoint has",
+    "the headers of an answer",
+    "the body of an answer, which is not looked at",
+    "what `Retry-After` may ask for",
     "variants kept for `/conflicts`",
     "the reading of one page",
     "without anything sent on it",
